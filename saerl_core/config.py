@@ -17,6 +17,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from saerl_core import locations
 from saerl_core.errors import ConfigError
 
+INCIDENTAL = object()
+"""Marks fields that say where something is or how fast it goes. They change no result, so they are in no cache key:
+what lies at a place counts by its content hash."""
+
+Place = Annotated[str, INCIDENTAL]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -25,6 +30,16 @@ class Section(BaseModel):
     """A part of the config: unknown keys are errors, values do not change after reading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+def content(section: Section) -> dict[str, Any]:
+    """A section as JSON values, without what is incidental: the part that belongs in a cache key."""
+    kept = {}
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if INCIDENTAL not in field.metadata:
+            kept[name] = content(value) if isinstance(value, Section) else value
+    return kept
 
 
 class ColumnsConfig(Section):
@@ -58,7 +73,7 @@ PRESETS: dict[str, ColumnsConfig] = {
 class SourceConfig(Section):
     """A prompt file and how to read it."""
 
-    path: str
+    path: Place
     """JSON lines (`.jsonl`, `.jsonl.gz`), `.parquet` or `.csv`; relative to the config file."""
     preset: Literal["gsm8k", "math", "deepscaler", "deepmath", "verl", "saerl"] | None = None
     """Column names of a known data set. `columns` overrides it, field by field."""
@@ -101,9 +116,9 @@ class DataConfig(SourceConfig):
 class FeaturesConfig(Section):
     """Which model is read, through which SAE, and how the tokens of a prompt become one row."""
 
-    model: str
+    model: Place
     """The reader: folder or hub id of a causal LM. It need not be the policy."""
-    sae: str
+    sae: Place
     """Folder of an SAE in sae-lens's format (`cfg.json`, `sae_weights.safetensors`)."""
     layer: Annotated[int, Field(ge=0)] | None = None
     """Read the residual stream after this layer (0-based). Default: the layer the SAE says it was trained on."""
@@ -113,11 +128,11 @@ class FeaturesConfig(Section):
     """Render prompts with the reader's chat template, if it has one. False: plain text."""
     sink_norm_ratio: Annotated[float, Field(gt=1)] = 10.0
     """Mask tokens whose residual norm exceeds this multiple of the prompt's median (attention sinks)."""
-    tokens_per_batch: Count = 4096
+    tokens_per_batch: Annotated[Count, INCIDENTAL] = 4096
     """Token budget of one forward pass, padding included."""
-    shard_rows: Count = 512
+    shard_rows: Annotated[Count, INCIDENTAL] = 512
     """Prompts per shard: what a crash can lose, and one mapped task in the UI."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Annotated[Literal["auto", "cpu", "cuda"], INCIDENTAL] = "auto"
     """Where to run. `auto`: the GPU, if there is one."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the forward pass. `auto`: bfloat16 on a GPU, float32 on a CPU."""
@@ -225,7 +240,7 @@ class ScheduleConfig(Section):
 class PolicyConfig(Section):
     """The model that is trained, and how its answers are judged."""
 
-    model: str
+    model: Place
     """Folder or hub id of the policy."""
     verifier: Literal["exact"] = "exact"
     """`exact`: the text after the last `#` marker (or in the last \\boxed{}) equals the answer, spelling apart."""
@@ -303,9 +318,9 @@ class EvaluationConfig(Section):
 class RunConfig(Section):
     """Everything that one run needs to know."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")] = "run"
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$"), INCIDENTAL] = "run"
     """Names the run in folders, tags and the UI: lower-case letters, digits, `-` and `_`."""
-    workspace: str = "saerl-out"
+    workspace: Place = "saerl-out"
     """Everything that SAERL writes goes under this folder; relative to the config file."""
     data: DataConfig
     features: FeaturesConfig
@@ -317,7 +332,7 @@ class RunConfig(Section):
     policy: PolicyConfig
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
-    base: str = "."
+    base: Place = "."
     """Folder to which relative paths refer. Set by the reader of the file; rarely by hand."""
 
     @model_validator(mode="after")

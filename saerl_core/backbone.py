@@ -1,0 +1,116 @@
+"""A causal LM → its residual stream after one layer. Layers above it are dropped, so they cost neither time nor memory.
+
+Legend: B prompts, T tokens (padded), D residual width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from saerl_core.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """The lower part of a causal LM, with its tokenizer."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    top_layer: torch.nn.Module
+    device: torch.device
+    dtype: torch.dtype
+
+
+class _Reached(Exception):  # noqa: N818 - a signal, not an error
+    """Raised by the hook to leave the forward pass once the layer has spoken."""
+
+
+def pick_device(asked: Literal["auto", "cpu", "cuda"]) -> torch.device:
+    """The device to run on.
+
+    Raises:
+        ModelError: `cuda` is asked for and there is none.
+    """
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise ModelError("features.device is 'cuda' but torch sees no GPU here; set it to 'auto' or 'cpu'")
+    if asked == "auto":
+        asked = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(asked)
+
+
+def pick_dtype(asked: Literal["auto", "float32", "bfloat16"], device: torch.device) -> torch.dtype:
+    """The precision of the forward pass."""
+    if asked == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[asked]
+
+
+def load_backbone(folder: Path, layer: int, device: torch.device, dtype: torch.dtype, *,
+                  trust_remote_code: bool = False) -> Backbone:
+    """Load a model for reading the residual stream after `layer` (0-based).
+
+    Raises:
+        ModelError: the model cannot be loaded, or its list of layers cannot be told.
+    """
+    from transformers import AutoModel
+
+    from saerl_core.models import load_tokenizer
+
+    try:
+        model: Any = AutoModel.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa",
+                                               use_safetensors=True, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
+        raise ModelError(f"{folder}: transformers cannot load it: {' '.join(str(error).split())[:200]}") from error
+    layers = find_layers(model)
+    top_layer = layers[layer]
+    del layers[layer + 1 :]
+    model = model.to(device).eval().requires_grad_(False)
+    return Backbone(model, load_tokenizer(folder, trust_remote_code=trust_remote_code), top_layer, device, dtype)
+
+
+def find_layers(model: PreTrainedModel) -> torch.nn.ModuleList:
+    """A decoder's list of layers, whatever its family calls it: the module list of the configured length.
+
+    Raises:
+        ModelError: there is not exactly one.
+    """
+    text_config: Any = model.config.get_text_config(decoder=True)
+    count = text_config.num_hidden_layers
+    found = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList) and len(module) == count]
+    if len(found) != 1:
+        raise ModelError(f"{type(model).__name__}: {len(found)} module lists of {count} layers; which is it?")
+    return found[0]
+
+
+def residual_stream(backbone: Backbone, ids_BT: torch.Tensor) -> torch.Tensor:
+    """The residual stream after the backbone's top layer.
+
+    Args:
+        backbone: From `load_backbone`.
+        ids_BT: Token ids, padded on the right. No mask is needed: attention is causal, so what a token sees lies
+            to its left, and padding lies to its right.
+
+    Returns:
+        h_BTD in the backbone's precision. Rows at padding are meaningless.
+    """
+    caught: list[torch.Tensor] = []
+
+    def catch(_module: torch.nn.Module, _inputs: Any, output: Any) -> None:
+        caught.append(output[0] if isinstance(output, tuple) else output)
+        raise _Reached
+
+    handle = backbone.top_layer.register_forward_hook(catch)
+    try:
+        backbone.model(input_ids=ids_BT, use_cache=False)
+    except _Reached:
+        pass
+    finally:
+        handle.remove()
+    return caught[0]

@@ -1,0 +1,184 @@
+"""All of it → a manifest: a folder that is complete or absent, the contract between curation and training.
+
+    train.parquet     verl's schema, rows in training order, batch after batch
+    dropped.parquet   every prompt that is not trained on, with the reason
+    scores.parquet    every prompt with its cluster, scores and label, if any
+    report.html       the same for people
+    manifest.json     written last: provenance, counts, figures, and each file's hash
+
+The folder is named by the hash of manifest.json, which names the hash of every other file. Nothing in it depends on
+time or place: the same inputs give the same bytes.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from saerl_core import artifact
+from saerl_core.artifact import ArtifactRef
+from saerl_core.config import RunConfig, content
+from saerl_core.errors import ArtifactError
+from saerl_core.prompts import MESSAGES
+from saerl_core.schedule import Schedule
+
+VERSION = 1
+HEADER = "manifest.json"
+_LIBRARIES = ("saerl", "torch", "transformers", "sae-lens", "faiss-cpu", "polars", "scikit-learn", "numpy")
+
+
+@dataclass(frozen=True)
+class Curation:
+    """What the stages found out, row by row of the prompt table."""
+
+    table: pl.DataFrame
+    """prompt table (`prompts.SCHEMA`), all n rows, `drop_reason` set where a prompt is not trained on"""
+    cluster: np.ndarray
+    """int32 [n], -1 where a prompt was not clustered"""
+    difficulty: np.ndarray
+    """float [n], NaN where there is none"""
+    quality: np.ndarray
+    """float [n], NaN where there is none"""
+    pass_rate: np.ndarray
+    """float [n], the label, NaN where there is none"""
+    schedule: Schedule
+    """its row numbers are those of the table"""
+
+
+def training_frame(curation: Curation) -> pl.DataFrame:
+    """The rows that verl reads, in order: batch k of the file is step k of the training."""
+    schedule = curation.schedule
+    order = schedule.batches.ravel()
+    size = schedule.batches.shape[1]
+    picked = curation.table[order]
+    batch = np.repeat(np.arange(len(schedule.batches)), size)
+    extra = pl.DataFrame({
+        "id": picked["id"],
+        "key": picked["key"],
+        "index": np.arange(len(order)),
+        "split": pl.Series(["train"] * len(order), dtype=pl.String),
+        "epoch": schedule.epoch[batch].astype(np.int64),
+        "batch": batch,
+        "cluster": curation.cluster[order].astype(np.int64),
+        "difficulty": _rounded(curation.difficulty[order]),
+        "quality": _rounded(curation.quality[order]),
+    })
+    return pl.DataFrame({
+        "data_source": picked["data_source"],
+        "prompt": picked["messages"],
+        "ability": pl.Series(["math"] * len(order), dtype=pl.String),
+        "reward_model": picked.select(pl.struct(pl.lit("rule").alias("style"), pl.col("answer").alias("ground_truth")))
+        .to_series(),
+        "extra_info": extra.to_struct("extra_info"),
+    }, schema_overrides={"prompt": MESSAGES})
+
+
+def dropped_frame(curation: Curation) -> pl.DataFrame:
+    """The prompts that are not trained on, with their reason, in the file's order."""
+    return curation.table.filter(pl.col("drop_reason").is_not_null()).select(
+        "key", "id", "text", "answer", pl.col("drop_reason").alias("reason"))
+
+
+def scores_frame(curation: Curation) -> pl.DataFrame:
+    """Every prompt with what the stages say of it, in the file's order."""
+    return curation.table.select("key", "id", "subject", "level", pl.col("drop_reason").alias("dropped")).with_columns(
+        cluster=pl.Series(curation.cluster, dtype=pl.Int32),
+        difficulty=pl.Series(_rounded(curation.difficulty)).fill_nan(None),
+        quality=pl.Series(_rounded(curation.quality)).fill_nan(None),
+        pass_rate=pl.Series(_rounded(curation.pass_rate)).fill_nan(None),
+    )
+
+
+def counts(curation: Curation) -> dict[str, Any]:
+    """Read = kept + dropped, and dropped by reason."""
+    reasons = Counter(curation.table["drop_reason"].drop_nulls())
+    return {
+        "read": curation.table.height,
+        "kept": int(curation.table["drop_reason"].null_count()),
+        "dropped": sum(reasons.values()),
+        "dropped_by_reason": dict(sorted(reasons.items())),
+    }
+
+
+def settings(config: RunConfig) -> dict[str, Any]:
+    """The part of the config that decides the manifest's content; the job that trains on it has no part in that."""
+    return {name: value for name, value in content(config).items() if name not in ("train", "evaluation")}
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that can change a number here."""
+    return {name: metadata.version(name) for name in _LIBRARIES} | {"python": platform.python_version()}
+
+
+def write_manifest(root: Path, curation: Curation, provenance: Mapping[str, Any],
+                   render_report: Callable[[Mapping[str, Any]], str]) -> ArtifactRef:
+    """Write a manifest folder under `root`.
+
+    Args:
+        root: The workspace's `manifests` folder.
+        curation: The stages' findings.
+        provenance: JSON-able header fields: hashes of the inputs, settings, figures.
+        render_report: Header fields → the report page.
+
+    Raises:
+        AssertionError: rows were lost or repeated: a bug of ours, stopped before it is written.
+    """
+    schedule = curation.schedule
+    number = counts(curation)
+    kept = {int(row) for row in schedule.batches.ravel()}
+    undropped = set(np.flatnonzero(curation.table["drop_reason"].is_null().to_numpy()).tolist())
+    assert kept == undropped, "every prompt must be either trained on or dropped with a reason"
+    header = {
+        "format": VERSION,
+        "prompts": number,
+        "batch_size": schedule.batches.shape[1],
+        "batches": len(schedule.batches),
+        "epochs": int(schedule.epoch[-1]) + 1,
+        "libraries": library_versions(),
+        **provenance,
+    }
+    with artifact.staging(root) as staged:
+        training_frame(curation).write_parquet(staged / "train.parquet")
+        dropped_frame(curation).write_parquet(staged / "dropped.parquet")
+        scores_frame(curation).write_parquet(staged / "scores.parquet")
+        (staged / "report.html").write_text(render_report(header), encoding="utf-8")
+        return artifact.seal(staged, "", header, HEADER)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The header of a manifest, its `id` added; files are not checked.
+
+    Raises:
+        ArtifactError: not a manifest.
+    """
+    if not folder.is_dir():
+        raise ArtifactError(f"{folder}: no such manifest")
+    return {**artifact.read_header(folder, HEADER), "id": folder.resolve().name}
+
+
+def verify_manifest(folder: Path) -> dict[str, Any]:
+    """Check every byte of a manifest; returns its header.
+
+    Raises:
+        ArtifactError: names the first file that is missing, extra, or changed.
+    """
+    read_manifest(folder)
+    header = artifact.verify_folder(folder, folder.resolve().name, HEADER)
+    number = header["prompts"]
+    if number["read"] != number["kept"] + number["dropped"]:
+        raise ArtifactError(f"{folder / HEADER}: read {number['read']} is not kept {number['kept']} + dropped "
+                            f"{number['dropped']}")
+    return {**header, "id": folder.resolve().name}
+
+
+def _rounded(values: np.ndarray) -> np.ndarray:
+    """Six decimals: more would be noise of the arithmetic."""
+    return np.round(np.asarray(values, dtype=np.float64), 6)

@@ -1,0 +1,119 @@
+"""Models on disk: where they are, what they are by content, and their shape without loading a weight."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saerl_core import locations
+from saerl_core.errors import ModelError
+from saerl_core.hashing import hash_files
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_CONTENT = ("*.json", "*.safetensors", "*.jinja", "*.model", "merges.txt", "vocab.txt")
+"""The files that make a model what it is. No pickled weights: only safetensors are read."""
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A causal LM's shape, from its `config.json`."""
+
+    layers: int
+    d_model: int
+    max_positions: int
+    bytes_on_disk: int
+
+
+def locate(name: str, base: Path, *, download: bool = True) -> Path | None:
+    """The folder of a model named by path, `saerl:` name or hub id.
+
+    Args:
+        name: As in the config.
+        base: Folder of the config file.
+        download: Fetch a hub model that is not cached; otherwise give None for it.
+
+    Raises:
+        ModelError: there is no such folder, or the hub cannot be reached.
+    """
+    path = locations.resolve(name, base)
+    if locations.is_local(name) or path.exists() or name.count("/") != 1:
+        if not (path / "config.json").is_file():
+            raise ModelError(f"{path}: no model there (no config.json)")
+        return path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(_CONTENT), local_files_only=not download))
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+        if not download:
+            return None
+        raise ModelError(f"{name}: no such folder, and the model hub does not give it: {_one_line(error)}") from error
+
+
+def model_hash(folder: Path) -> str:
+    """Content hash of a model folder: configuration, weights, tokenizer."""
+    return hash_files(folder, (file for pattern in _CONTENT for file in folder.glob(pattern) if file.is_file()))
+
+
+def read_spec(folder: Path) -> ModelSpec:
+    """Shape of the model in `folder`.
+
+    Raises:
+        ModelError: `config.json` is broken or is not a decoder's.
+    """
+    config = _read_config(folder)
+    text = config.get("text_config", config)  # multimodal configurations nest the language model
+    try:
+        return ModelSpec(
+            layers=int(text["num_hidden_layers"]),
+            d_model=int(text["hidden_size"]),
+            max_positions=int(text["max_position_embeddings"]),
+            bytes_on_disk=sum(file.stat().st_size for file in folder.glob("*.safetensors")),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{folder / 'config.json'}: {error} missing or not a number: not a decoder model?") from error
+
+
+def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer that lies beside a model.
+
+    Raises:
+        ModelError: there is none, or it cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
+        raise ModelError(f"{folder}: no usable tokenizer: {_one_line(error)}") from error
+
+
+def render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], *, chat_template: bool) -> list[int]:
+    """Token ids of a prompt as a model sees it before it answers."""
+    if chat_template and tokenizer.chat_template:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return tokenizer.encode(str(text), add_special_tokens=False)
+    return tokenizer.encode("\n\n".join(message["content"] for message in messages))
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelError(f"{folder}: no model there (no config.json)") from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: unreadable: {_one_line(error)}") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{path}: expected a JSON object")
+    return config
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 200 else text[:197] + "..."
