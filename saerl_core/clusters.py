@@ -8,13 +8,14 @@ scaled to length 1. There k-means runs, with cosine as its measure.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import faiss
 import numpy as np
 import scipy.sparse as sp
 
 from saerl_core.config import ClustersConfig
-from saerl_core.features import FeatureRows
+from saerl_core.features import FeatureRows, take
 
 VERSION = 1
 _CARD_FEATURES = 6
@@ -60,10 +61,11 @@ def sketch(rows: FeatureRows, idf: np.ndarray, dims: int, seed: int) -> np.ndarr
     rng = np.random.default_rng(seed)
     bucket = rng.integers(0, dims, rows.d_sae)
     sign = rng.choice(np.array([-1, 1], dtype=np.float32), rows.d_sae)
-    weighted = sp.csr_matrix((np.sqrt(rows.mean) * idf[rows.indices], rows.indices, rows.indptr),
-                             shape=(len(rows), rows.d_sae))
-    hashing = sp.csr_matrix((sign, (np.arange(rows.d_sae), bucket)), shape=(rows.d_sae, dims))
-    vectors = np.asarray((weighted @ hashing).todense(), dtype=np.float32)
+    weighted = sp.csr_array((np.sqrt(rows.mean) * idf[rows.indices], rows.indices, rows.indptr),
+                            shape=(len(rows), rows.d_sae))
+    hashing = sp.csr_array((sign, (np.arange(rows.d_sae), bucket)), shape=(rows.d_sae, dims))
+    product: Any = weighted @ hashing
+    vectors = product.toarray().astype(np.float32, copy=False)
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
 
@@ -97,15 +99,14 @@ def assign(vectors: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.n
 
 def cards(rows: FeatureRows, clusters: Clusters) -> list[ClusterCard]:
     """A card for each cluster, in the order of their numbers."""
-    fires = sp.csr_matrix((np.ones_like(rows.mean), rows.indices, rows.indptr), shape=(len(rows), rows.d_sae))
-    overall = np.asarray(fires.mean(axis=0)).ravel()
+    overall = np.bincount(rows.indices, minlength=rows.d_sae) / len(rows)
     made = []
     for number in range(len(clusters.centroids)):
         members = np.flatnonzero(clusters.labels == number)
         if not len(members):
             made.append(ClusterCard(number, 0, [], []))
             continue
-        share = np.asarray(fires[members].mean(axis=0)).ravel()
+        share = np.bincount(take(rows, members).indices, minlength=rows.d_sae) / len(members)
         # a feature must be common here, or lift favours the rarest accident
         lift = np.where(share >= 0.2, share / np.maximum(overall, 1e-9), 0.0)
         top = np.argsort(-lift, kind="stable")[:_CARD_FEATURES]

@@ -352,8 +352,10 @@ class RunConfig(Section):
         return self.resolve(self.workspace)
 
 
-def load_config(path: Path, overrides: tuple[str, ...] = ()) -> RunConfig:
+def load_config(path: Path, overrides: tuple[str, ...] = (), base: Path | None = None) -> RunConfig:
     """Read a YAML config; `overrides` are `section.field=value` pairs whose values are YAML too.
+
+    Relative paths refer to `base`, by default the folder of the config.
 
     Raises:
         ConfigError: one line that names the file, the field, its value, and the nearest known field.
@@ -372,7 +374,7 @@ def load_config(path: Path, overrides: tuple[str, ...] = ()) -> RunConfig:
         raise ConfigError(f"{path}: expected sections such as `data:` and `features:`, found {type(tree).__name__}")
     for override in overrides:
         _override(tree, override)
-    return build_config(tree, base=path.resolve().parent, where=str(path))
+    return build_config(tree, base=base or path.resolve().parent, where=str(path))
 
 
 def build_config(tree: dict[str, Any], base: Path, where: str = "config") -> RunConfig:

@@ -59,9 +59,9 @@ class FeatureRows:
         """int64 [n], number of features that fire in each prompt."""
         return np.diff(self.indptr)
 
-    def matrix(self) -> sp.csr_matrix:
+    def matrix(self) -> sp.csr_array:
         """float32 CSR [n, d_sae] of mean activations."""
-        return sp.csr_matrix((self.mean, self.indices, self.indptr), shape=(len(self), self.d_sae))
+        return sp.csr_array((self.mean, self.indices, self.indptr), shape=(len(self), self.d_sae))
 
 
 _ARRAYS = tuple(field.name for field in fields(FeatureRows) if field.name != "d_sae")

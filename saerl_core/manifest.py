@@ -3,7 +3,7 @@
     train.parquet     verl's schema, rows in training order, batch after batch
     dropped.parquet   every prompt that is not trained on, with the reason
     scores.parquet    every prompt with its cluster, scores and label, if any
-    report.html       the same for people
+    report.html       the same for people; summary.md is its short form
     manifest.json     written last: provenance, counts, figures, and each file's hash
 
 The folder is named by the hash of manifest.json, which names the hash of every other file. Nothing in it depends on
@@ -119,14 +119,14 @@ def library_versions() -> dict[str, str]:
 
 
 def write_manifest(root: Path, curation: Curation, provenance: Mapping[str, Any],
-                   render_report: Callable[[Mapping[str, Any]], str]) -> ArtifactRef:
+                   render: Callable[[Mapping[str, Any]], Mapping[str, str]]) -> ArtifactRef:
     """Write a manifest folder under `root`.
 
     Args:
         root: The workspace's `manifests` folder.
         curation: The stages' findings.
         provenance: JSON-able header fields: hashes of the inputs, settings, figures.
-        render_report: Header fields → the report page.
+        render: Header fields → text files to add, by name: the report page and its summary.
 
     Raises:
         AssertionError: rows were lost or repeated: a bug of ours, stopped before it is written.
@@ -149,7 +149,8 @@ def write_manifest(root: Path, curation: Curation, provenance: Mapping[str, Any]
         training_frame(curation).write_parquet(staged / "train.parquet")
         dropped_frame(curation).write_parquet(staged / "dropped.parquet")
         scores_frame(curation).write_parquet(staged / "scores.parquet")
-        (staged / "report.html").write_text(render_report(header), encoding="utf-8")
+        for name, text in render(header).items():
+            (staged / name).write_text(text, encoding="utf-8")
         return artifact.seal(staged, "", header, HEADER)
 
 

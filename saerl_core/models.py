@@ -28,31 +28,42 @@ class ModelSpec:
     bytes_on_disk: int
 
 
-def locate(name: str, base: Path, *, download: bool = True) -> Path | None:
-    """The folder of a model named by path, `saerl:` name or hub id.
-
-    Args:
-        name: As in the config.
-        base: Folder of the config file.
-        download: Fetch a hub model that is not cached; otherwise give None for it.
+def fetch(name: str, base: Path) -> Path:
+    """The folder of a model named by path, `saerl:` name or hub id, downloaded where it must be.
 
     Raises:
-        ModelError: there is no such folder, or the hub cannot be reached.
+        ModelError: there is no such folder, or the hub does not give it.
     """
-    path = locations.resolve(name, base)
-    if locations.is_local(name) or path.exists() or name.count("/") != 1:
-        if not (path / "config.json").is_file():
-            raise ModelError(f"{path}: no model there (no config.json)")
-        return path
+    folder = find(name, base)
+    if folder is not None:
+        return folder
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(_CONTENT), local_files_only=not download))
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
-        if not download:
-            return None
+        return Path(snapshot_download(name, allow_patterns=list(_CONTENT)))
+    except (HfHubHTTPError, OSError, ValueError) as error:
         raise ModelError(f"{name}: no such folder, and the model hub does not give it: {_one_line(error)}") from error
+
+
+def find(name: str, base: Path) -> Path | None:
+    """The folder of a model that is on this machine; None for a hub id that has not been downloaded.
+
+    Raises:
+        ModelError: `name` is a path and no model lies there.
+    """
+    path = locations.resolve(name, base)
+    if (path / "config.json").is_file():
+        return path
+    if locations.is_local(name) or path.exists() or name.count("/") != 1:
+        raise ModelError(f"{path}: no model there (no config.json)")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(_CONTENT), local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
 
 
 def model_hash(folder: Path) -> str:

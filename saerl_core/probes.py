@@ -46,9 +46,9 @@ class Probe:
         return np.clip(score, 0, 1).astype(np.float32)
 
 
-def inputs(rows: FeatureRows) -> sp.csr_matrix:
+def inputs(rows: FeatureRows) -> sp.csr_array:
     """float64 CSR [n, d_sae]: what a probe sees of the rows."""
-    return sp.csr_matrix((np.sqrt(rows.mean, dtype=np.float64), rows.indices, rows.indptr),
+    return sp.csr_array((np.sqrt(rows.mean, dtype=np.float64), rows.indices, rows.indptr),
                          shape=(len(rows), rows.d_sae))
 
 
@@ -88,17 +88,17 @@ def fit_logistic(rows: FeatureRows, intact: np.ndarray, *, penalty: float = 1.0,
     features, scale, x = _design(rows, min_rows_per_feature)
     model = LogisticRegression(C=penalty, class_weight="balanced", max_iter=1000)
     model.fit(x, intact)
-    return _probe(features, model.coef_[0] / scale, float(model.intercept_[0]), "logistic")
+    return _probe(features, np.ravel(model.coef_) / scale, float(np.ravel(model.intercept_)[0]), "logistic")
 
 
-def _design(rows: FeatureRows, min_rows_per_feature: int) -> tuple[np.ndarray, np.ndarray, sp.csr_matrix]:
+def _design(rows: FeatureRows, min_rows_per_feature: int) -> tuple[np.ndarray, np.ndarray, sp.csr_array]:
     x = inputs(rows).tocsc()
     frequency = np.diff(x.indptr)
     features = np.flatnonzero(frequency >= min_rows_per_feature)
     x = x[:, features]
     mean = np.asarray(x.mean(axis=0)).ravel()
     scale = np.sqrt(np.maximum(np.asarray(x.multiply(x).mean(axis=0)).ravel() - mean**2, 1e-12))
-    return features, scale, (x @ sp.diags(1 / scale)).tocsr()
+    return features, scale, (x @ sp.diags_array(1 / scale)).tocsr()
 
 
 def _probe(features: np.ndarray, weights: np.ndarray, bias: float, link: Link) -> Probe:

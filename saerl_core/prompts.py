@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import itertools
 import json
 import math
 import re
@@ -70,12 +71,16 @@ def read_heldout(path: Path, config: DataConfig) -> pl.DataFrame:
     return read_table(path, config.heldout, config)
 
 
-def read_table(path: Path, source: SourceConfig, framing: DataConfig) -> pl.DataFrame:
-    """Read one file into a frame of `SCHEMA`; nothing is marked yet."""
+def read_table(path: Path, source: SourceConfig, framing: DataConfig, limit: int | None = None) -> pl.DataFrame:
+    """Read one file, or its first `limit` rows, into a frame of `SCHEMA`; nothing is marked yet.
+
+    Raises:
+        DataError: see `read_prompts`.
+    """
     columns = source.effective_columns()
     pattern = re.compile(source.answer_pattern, re.MULTILINE) if source.answer_pattern else None
     rows, problems, seen = [], [], {}
-    for where, record in read_rows(path):
+    for where, record in itertools.islice(read_rows(path), limit):
         try:
             row = _prompt(record, columns, pattern, framing)
             if row["id"] is not None and (first := seen.setdefault(row["id"], where)) != where:

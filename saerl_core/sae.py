@@ -35,6 +35,8 @@ class SaeSpec:
     architecture: str
     d_in: int
     d_sae: int
+    k: int | None
+    """Features that fire on a token, where the architecture fixes that."""
     layer: int | None
     """The SAE reads the residual stream after this layer; None where the file does not say."""
 
@@ -57,6 +59,7 @@ def read_spec(folder: Path) -> SaeSpec:
             architecture=str(config.get("architecture", "standard")),
             d_in=int(config["d_in"]),
             d_sae=int(config["d_sae"]),
+            k=int(config["k"]) if config.get("k") else None,
             layer=_layer(hook),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -1,0 +1,171 @@
+"""`saerl check`: all that can be told wrong in seconds, and what the run will cost. Starts and writes nothing."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+
+from saerl_core import backbone, models, prompts, sae
+from saerl_core.config import RunConfig, SourceConfig
+from saerl_core.errors import ConfigError
+from saerl_core.models import ModelSpec
+from saerl_core.sae import SaeSpec
+from tasks.manifest import check_batches
+
+_SAMPLE_ROWS = 1000
+_CHARACTERS_PER_TOKEN = 3.5
+"""Where the reader's tokenizer is not on this machine."""
+_BYTES_PER_ENTRY = 12
+"""A feature that fires on a prompt: its number, mean and maximum."""
+
+
+def check_inputs(config: RunConfig, *, train: bool) -> None:
+    """What `saerl run` checks before anything starts: files, columns of the first rows, SAE against model.
+
+    Raises:
+        SaerlError: one line: what is wrong, where, and what to do.
+    """
+    rows = _read(config, config.data, _SAMPLE_ROWS).height
+    if rows < _SAMPLE_ROWS:  # that was all of it
+        check_batches(config, rows)
+    if config.data.heldout is not None:
+        _read(config, config.data.heldout, _SAMPLE_ROWS)
+    elif train:
+        raise ConfigError("data.heldout is not set: accuracy before and after training is measured on a held-out set; "
+                          "set it, or run `saerl curate`")
+    _check_models(config)
+
+
+def check_run(config: RunConfig) -> dict[str, Any]:
+    """All of `check_inputs`, on every row; verl's own checks; and the cost.
+
+    Raises:
+        SaerlError: see `check_inputs`.
+    """
+    from saerl_core.rl.check import check_config_only
+
+    heldout = _read(config, config.data.heldout) if config.data.heldout else None
+    table = prompts.mark(_read(config, config.data), heldout)
+    usable = prompts.usable(table)
+    check_batches(config, usable.height)
+    sae_spec, model_spec, notes = _check_models(config)
+    if heldout is None:
+        notes.append("data.heldout is not set: this config can be curated, not run")
+    reasons = table["drop_reason"].drop_nulls().value_counts().sort("drop_reason").rows()
+    per_epoch = min(usable.height // config.schedule.batch_size, config.schedule.steps or table.height)
+    verl = check_config_only(config)
+    return {
+        "ok": True,
+        "prompts": {"read": table.height, "usable": usable.height, "dropped_by_reason": dict(reasons)},
+        "batches_at_most": per_epoch * config.schedule.epochs,
+        "reader": vars(model_spec) if model_spec else None,
+        "sae": vars(sae_spec),
+        "verl": verl.model_dump(mode="json"),
+        "cost": _cost(config, usable, sae_spec, model_spec),
+        "notes": notes,
+    }
+
+
+def show_check(found: dict[str, Any]) -> None:
+    """The findings for a person."""
+    from flows.terminal import console
+
+    cost, counts, reader = found["cost"], found["prompts"], found["reader"]
+    console.print(f"  [green]✓[/] data       {counts['read']} prompts, {counts['usable']} usable, at most "
+                  f"{found['batches_at_most']} batches")
+    for reason, count in counts["dropped_by_reason"].items():
+        console.print(f"               {count} {reason}")
+    shape = f"layer {found['sae']['layer']} of {reader['layers']}, width {reader['d_model']}" if reader else "not here"
+    console.print(f"  [green]✓[/] reader     {shape}; {found['sae']['architecture']} SAE of {found['sae']['d_sae']}")
+    console.print(f"  [green]✓[/] verl       {found['verl']['verl_version']}, {found['verl']['engine']} engine")
+    seconds = cost["extract_seconds"]
+    how_long = f"about {_duration(seconds)} on this machine" if seconds else "time unknown"
+    console.print(f"    cost       {cost['tokens']:,} tokens to read, {how_long}; at most "
+                  f"{cost['feature_bytes'] / 1e6:,.0f} MB of features")
+    console.print(f"               {cost['label_answers']:,} answers to sample for labels, {cost['train_answers']:,} in "
+                  "training")
+    for note in found["notes"]:
+        console.print(f"    note       {note}", markup=False)
+
+
+def _read(config: RunConfig, source: SourceConfig, limit: int | None = None) -> pl.DataFrame:
+    return prompts.read_table(config.resolve(source.path), source, config.data, limit)
+
+
+def _check_models(config: RunConfig) -> tuple[SaeSpec, ModelSpec | None, list[str]]:
+    """SAE against reader; models that are named by hub id and not downloaded yet are noted, not fetched."""
+    backbone.pick_device(config.features.device)
+    notes = []
+    sae_spec = sae.read_spec(config.resolve(config.features.sae))
+    reader = models.find(config.features.model, Path(config.base))
+    policy = models.find(config.policy.model, Path(config.base))
+    spec = None
+    if reader is None:
+        notes.append(f"features.model {config.features.model} is not on this machine: its fit with the SAE is checked "
+                     "when it is downloaded")
+    else:
+        spec = models.read_spec(reader)
+        sae.choose_layer(sae_spec, spec, config.features.layer)
+    if policy is None:
+        notes.append(f"policy.model {config.policy.model} is not on this machine yet; the run will download it")
+    elif models.read_spec(policy).max_positions < config.policy.max_prompt_tokens + config.policy.max_response_tokens:
+        raise ConfigError(f"policy.max_prompt_tokens ({config.policy.max_prompt_tokens}) + policy.max_response_tokens "
+                          f"({config.policy.max_response_tokens}) exceed the policy's context of "
+                          f"{models.read_spec(policy).max_positions}")
+    return sae_spec, spec, notes
+
+
+def _cost(config: RunConfig, usable: pl.DataFrame, sae_spec: SaeSpec, model_spec: ModelSpec | None) -> dict[str, Any]:
+    reader = models.find(config.features.model, Path(config.base))
+    sample = usable["messages"].gather_every(max(1, usable.height // 200)).to_list()
+    if reader is not None and any(reader.glob("tokenizer*")):
+        tokenizer = models.load_tokenizer(reader, trust_remote_code=config.features.trust_remote_code)
+        lengths = [len(models.render(tokenizer, chat, chat_template=config.features.chat_template)) for chat in sample]
+    else:
+        lengths = [sum(len(message["content"]) for message in chat) / _CHARACTERS_PER_TOKEN for chat in sample]
+    copies = config.quality.count if config.quality.method != "none" else 0
+    tokens_each = sum(min(length, config.features.max_tokens) for length in lengths) / max(len(lengths), 1)
+    tokens = round(tokens_each * (usable.height + copies))
+    seconds = None
+    if model_spec is not None:
+        layer = sae.choose_layer(sae_spec, model_spec, config.features.layer)
+        seconds = round(tokens * _flops_per_token(model_spec, layer, sae_spec) / _matrix_rate(config), 1)
+    active = min(sae_spec.d_sae, round(tokens_each * (sae_spec.k or sae_spec.d_sae / 50)))
+    labelled = min(config.labels.count, usable.height) if config.labels.source == "rollouts" else 0
+    steps = min(usable.height // config.schedule.batch_size, config.schedule.steps or usable.height)
+    return {
+        "tokens": tokens,
+        "extract_seconds": seconds,
+        "feature_bytes": usable.height * active * _BYTES_PER_ENTRY,
+        "label_answers": labelled * config.labels.samples,
+        "train_answers": steps * config.schedule.epochs * config.schedule.batch_size * config.train.rollouts,
+    }
+
+
+def _flops_per_token(model: ModelSpec, layer: int, sae_spec: SaeSpec) -> float:
+    """Two per weight: about 12 d² weights a layer (4 d² attention, 8 d² MLP), and the encoder's matrix."""
+    return 2 * (12 * model.d_model**2 * (layer + 1) + sae_spec.d_in * sae_spec.d_sae)
+
+
+def _matrix_rate(config: RunConfig) -> float:
+    """Floating-point operations a second that this device does in matrix products, measured in a blink."""
+    device = backbone.pick_device(config.features.device)
+    dtype = backbone.pick_dtype(config.features.dtype, device)
+    size = 512 if device.type == "cpu" else 8192
+    matrix = torch.ones(size, size, device=device, dtype=dtype)
+    best = 0.0
+    for _ in range(4):
+        started = time.perf_counter()
+        (matrix @ matrix)[0, 0].item()
+        best = max(best, 2 * size**3 / (time.perf_counter() - started))
+    return best / 3  # small kernels and everything that is not a product: a third is what extraction reaches
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,215 @@
+"""The `saerl` command. Errors that a user can mend take one line and exit code 2; nothing else is hidden."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from saerl_core.artifact import write_file
+from saerl_core.config import RunConfig, load_config
+from saerl_core.errors import ConfigError, SaerlError
+
+# Before anything imports Prefect, transformers or OpenMP. What the user has set stays.
+for _name, _value in {
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # our lines in place of Prefect's log
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    "DO_NOT_TRACK": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TQDM_DISABLE": "1",
+    "OMP_WAIT_POLICY": "passive",  # spinning threads cost up to 30x where cores are few
+}.items():
+    os.environ.setdefault(_name, _value)
+
+DEFAULT_CONFIG = Path("saerl.yaml")
+
+app = typer.Typer(
+    name="saerl", no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False,
+    add_completion=False,
+    help="""Which prompts, in which order, in which batch? SAERL curates RL prompts with a model's own SAE features,
+then trains on them with verl.
+
+Try it: `saerl run` curates and trains the toy that ships with SAERL.
+Use it: `saerl init` writes a config, `saerl check` tells what is wrong with it and what it will cost, `saerl run` runs
+it. A second run does only what has changed.""")
+manifest_app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Look at manifests, and check them.")
+toy_app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="The embedded toy world.")
+app.add_typer(manifest_app, name="manifest")
+app.add_typer(toy_app, name="toy")
+
+ConfigArgument = Annotated[Path | None, typer.Argument(
+    metavar="[CONFIG]", help="The run's YAML file. Default: `saerl.yaml` here, else the embedded toy.")]
+Overrides = Annotated[list[str] | None, typer.Option(
+    "--set", "-s", metavar="SECTION.FIELD=VALUE", help="Change a field of the config; may be given several times.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
+
+
+@app.command()
+def init(path: Annotated[Path, typer.Argument(help="Where to write it.")] = DEFAULT_CONFIG) -> None:
+    """Write a starter config: the toy run, each field explained, ready to be pointed at your own data."""
+    if path.exists():
+        raise ConfigError(f"{path}: exists already; `saerl init OTHER.yaml` writes elsewhere")
+    write_file(path, _starter().encode())
+    _tell(f"wrote {path}: edit it, then `saerl check {path}`")
+
+
+@app.command()
+def check(config: ConfigArgument = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Validate a config end to end in seconds: files and columns, SAE against model, verl's own configuration.
+
+    Prints what the run will cost: prompts, tokens, disk, time. Starts nothing and writes nothing.
+    """
+    from flows.check import check_run, show_check
+
+    found = check_run(_load(config, overrides))
+    if as_json:
+        _print_json(found)
+    else:
+        show_check(found)
+
+
+@app.command()
+def run(config: ConfigArgument = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Curate the prompts into a manifest, train on it with verl, measure before and after.
+
+    Run it again at any time: what has not changed is taken from the cache, what was interrupted goes on.
+    """
+    _run_flow(_load(config, overrides), as_json, train=True)
+
+
+@app.command()
+def curate(config: ConfigArgument = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Curate the prompts into a manifest; train nothing."""
+    _run_flow(_load(config, overrides), as_json, train=False)
+
+
+@app.command()
+def train(
+    manifest: Annotated[Path, typer.Argument(help="A manifest's folder.")],
+    config: ConfigArgument = None, overrides: Overrides = None, as_json: AsJson = False,
+) -> None:
+    """Train the config's policy on a manifest that exists, batch for batch in its order; resume where it stopped."""
+    from flows.train import train as train_flow
+    from saerl_core.manifest import verify_manifest
+
+    header = verify_manifest(manifest)
+    settings = _load(config, overrides)
+    _finish(lambda: {**_manifest_figures(manifest, header), "train": train_flow(settings, manifest).to_json()}, as_json)
+
+
+@manifest_app.command()
+def verify(manifest: Annotated[Path, typer.Argument(help="A manifest's folder.")], as_json: AsJson = False) -> None:
+    """Check every byte of a manifest against the hashes in its header, and the header against the folder's name."""
+    from saerl_core.manifest import verify_manifest
+
+    header = verify_manifest(manifest)
+    if as_json:
+        _print_json({"manifest": str(manifest), "id": header["id"], "intact": True, "files": len(header["files"]) + 1})
+    else:
+        _tell(f"{manifest}: intact, {len(header['files']) + 1} files")
+
+
+@manifest_app.command()
+def show(manifest: Annotated[Path, typer.Argument(help="A manifest's folder.")], as_json: AsJson = False) -> None:
+    """Show what a manifest holds: counts, what each gate decided, where the report page is."""
+    from saerl_core.manifest import read_manifest
+
+    header = read_manifest(manifest)
+    if as_json:
+        _print_json(header)
+        return
+    from flows.terminal import console, show_counts
+
+    show_counts(_manifest_figures(manifest, header))
+    for stage in ("difficulty", "quality"):
+        console.print(f"  {stage}: {header[stage]['why']}", markup=False)
+    for warning in (*header["health"]["warnings"], *header["notes"]):
+        console.print(f"  note: {warning}", markup=False)
+    _tell(f"report: {manifest / 'report.html'}")
+
+
+@toy_app.command("build")
+def toy_build(out: Annotated[Path, typer.Argument(help="A new folder.")], as_json: AsJson = False) -> None:
+    """Make the embedded toy again from nothing: data, tokenizer, tiny Qwen2, TopK SAE. Takes minutes."""
+    from flows.terminal import watching
+    from saerl_core.toy.build import build
+    from tasks.progress import tell
+
+    with watching():
+        card = build(out, progress=lambda stage, done, total: tell(stage, done, total))
+    if as_json:
+        _print_json({"toy": str(out), "card": card})
+    else:
+        _tell(f"toy: {out}")
+
+
+def _run_flow(config: RunConfig, as_json: bool, *, train: bool) -> None:
+    from flows.check import check_inputs
+
+    check_inputs(config, train=train)  # what a user did wrong shows before the server starts
+
+    def go() -> dict[str, Any]:
+        from flows.pipeline import pipeline
+
+        return pipeline(config, train=train)
+
+    _finish(go, as_json)
+
+
+def _finish(go: Callable[[], dict[str, Any]], as_json: bool) -> None:
+    from flows.terminal import show_counts, watching
+
+    with watching():
+        outcome = go()
+    if as_json:
+        _print_json(outcome)
+    else:
+        show_counts(outcome)
+        _tell(f"report: {Path(outcome['manifest']) / 'report.html'}")
+        _tell(f"manifest: {outcome['manifest']}")
+
+
+def _manifest_figures(manifest: Path, header: dict[str, Any]) -> dict[str, Any]:
+    return {"manifest": str(manifest), "id": header["id"], "prompts": header["prompts"], "batches": header["batches"],
+            "batch_size": header["batch_size"]}
+
+
+def _load(path: Path | None, overrides: list[str] | None) -> RunConfig:
+    changes = tuple(overrides or ())
+    if path is not None or DEFAULT_CONFIG.exists():
+        return load_config(path or DEFAULT_CONFIG, changes)
+    return load_config(Path(str(resources.files("flows") / "starter.yaml")), changes, base=Path.cwd())
+
+
+def _starter() -> str:
+    return (resources.files("flows") / "starter.yaml").read_text(encoding="utf-8")
+
+
+def _tell(line: str) -> None:
+    typer.echo(line)
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, ensure_ascii=False, default=str))
+
+
+def main() -> None:
+    """Entry point of the `saerl` command."""
+    try:
+        app(standalone_mode=True)
+    except SaerlError as error:
+        sys.stderr.write(f"saerl: {' '.join(str(error).split())}\n")
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""Flow `curate`: a prompt file → a manifest. Every stage is cached by the content of what goes into it."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+from prefect.task_runners import ThreadPoolTaskRunner
+from pydantic import BaseModel
+
+from flows.stages import StageRecord, record, run_stage
+from saerl_core.artifact import ArtifactRef
+from saerl_core.config import RunConfig
+from tasks import manifest as manifests
+from tasks.cluster import cluster
+from tasks.difficulty import difficulty
+from tasks.extract import run_extraction
+from tasks.inputs import Inputs, fingerprint
+from tasks.label import label, load_pass_rates
+from tasks.quality import corrupt, quality
+from tasks.read import load_usable, read
+from tasks.scores import load_scores
+
+
+class Curated(BaseModel):
+    """What a curation gives."""
+
+    manifest: ArtifactRef
+    id: str
+    inputs: Inputs
+    prompts_read_by_model: int
+    """prompts that went through the reader in this run; 0 when all features were there"""
+    stages: list[StageRecord]
+
+
+ONE_WORKER: Any = ThreadPoolTaskRunner(max_workers=1)
+"""A forward pass already uses every core, or the whole GPU: shards queue."""
+
+
+@flow(name="curate", flow_run_name="curate · {config.name}", persist_result=False,
+      task_runner=ONE_WORKER)
+def curate(config: RunConfig) -> Curated:
+    """Curate a prompt set into a manifest."""
+    root = config.root
+    stages: list[StageRecord] = []
+    inputs, entry = run_stage(config, fingerprint, config,
+                              describe=lambda found: f"layer {found.layer} of {found.layers}")
+    stages.append(entry)
+
+    table, entry = run_stage(
+        config, read, root, inputs.data, inputs.heldout, inputs.policy, config.data, config.policy.max_prompt_tokens,
+        config.policy.trust_remote_code, inputs.data_hash, inputs.heldout_hash, inputs.policy_hash,
+        describe=lambda ref: f"{load_usable(ref).height} usable prompts")
+    stages.append(entry)
+    manifests.check_batches(config, load_usable(table).height)
+
+    features, read_now, entry = _extract(config, inputs, table, "extract")
+    stages.append(entry)
+    clusters, entry = run_stage(config, cluster, root, features, config.clusters,
+                                describe=lambda _: f"k = {config.clusters.k}")
+    stages.append(entry)
+
+    labels = None
+    if config.labels.source != "none":
+        labels, entry = run_stage(config, label, root, table, clusters, inputs.policy, inputs.policy_hash,
+                                  config.labels, config.policy, describe=_labels_note)
+        stages.append(entry)
+    hard, entry = run_stage(config, difficulty, root, features, labels, config.difficulty, describe=_why)
+    stages.append(entry)
+
+    damaged, damaged_features, damaged_now = None, None, 0
+    if config.quality.method != "none":
+        damaged, entry = run_stage(config, corrupt, root, table, config.quality, config.data.instruction)
+        stages.append(entry)
+        damaged_features, damaged_now, entry = _extract(config, inputs, damaged, "extract damaged copies")
+        stages.append(entry)
+    good, entry = run_stage(config, quality, root, features, damaged, damaged_features, config.quality,
+                            describe=_why)
+    stages.append(entry)
+
+    made, entry = run_stage(config, manifests.manifest, root, inputs, config, table, features, clusters, labels, hard,
+                            good, manifests.curation_hash(config, inputs), describe=lambda ref: ref.path.name)
+    stages.append(entry)
+    _publish(made)
+    return Curated(manifest=made, id=made.path.name, inputs=inputs, prompts_read_by_model=read_now + damaged_now,
+                   stages=stages)
+
+
+def _extract(config: RunConfig, inputs: Inputs, source: ArtifactRef,
+             name: str) -> tuple[ArtifactRef, int, StageRecord]:
+    started = time.monotonic()
+    features, read_now = run_extraction(config.root, inputs, source, config.features, name)
+    note = f"{read_now} prompts read" if read_now else "all prompts in the feature store"
+    return features, read_now, record(name, cached=read_now == 0, seconds=time.monotonic() - started, note=note)
+
+
+def _labels_note(labels: ArtifactRef) -> str:
+    _, rates = load_pass_rates(labels)
+    return f"{len(rates)} prompts, mean pass rate {rates.mean():.2f}"
+
+
+def _why(scores: ArtifactRef) -> str:
+    return load_scores(scores)[1]["why"]
+
+
+def _publish(made: ArtifactRef) -> None:
+    """The manifest's figures and plots, as an artifact of this run."""
+    create_markdown_artifact(key="curation", markdown=(made.path / manifests.SUMMARY).read_text(encoding="utf-8"),
+                             description=f"manifest {made.path.name}")

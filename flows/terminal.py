@@ -1,0 +1,72 @@
+"""What a run looks like in a terminal: a line per stage, a bar on long work, a short table at the end. All on stderr:
+stdout carries results only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from flows import stages
+from flows.stages import StageRecord
+from tasks import progress
+
+console = Console(stderr=True, highlight=False)
+
+
+@contextmanager
+def watching() -> Iterator[None]:
+    """Show stages and progress of the flow that runs inside the context."""
+    columns = (TextColumn("  {task.description}"), BarColumn(bar_width=28), MofNCompleteColumn(),
+               TextColumn("{task.fields[note]}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bars:
+        rows: dict[str, TaskID] = {}
+
+        def moved(stage: str, done: int, total: int, note: str) -> None:
+            if stage not in rows:
+                rows[stage] = bars.add_task(stage, total=total, note=note)
+            bars.update(rows[stage], completed=done, total=total, note=note)
+
+        def ended(record: StageRecord) -> None:
+            if record.stage in rows:
+                bars.remove_task(rows.pop(record.stage))
+            how = "[dim]cached[/]" if record.cached else f"{record.seconds:6.1f} s"
+            note = f"  {record.note}" if record.note else ""
+            console.print(f"  [green]✓[/] {record.stage:<22} {how:>8}", end="")
+            console.print(note, markup=False, style="dim")
+
+        with stages.listening(ended), progress.listening(moved):
+            yield
+
+
+def show_counts(outcome: Mapping[str, Any]) -> None:
+    """The short table at the end of a run."""
+    table = Table.grid(padding=(0, 2))
+    for name, value in _rows(outcome):
+        table.add_row(f"[dim]{name}[/]", value)
+    console.print()
+    console.print(table)
+
+
+def _rows(outcome: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    prompts = outcome["prompts"]
+    reasons = ", ".join(f"{reason} {count}" for reason, count in prompts["dropped_by_reason"].items())
+    yield "prompts", f"{prompts['read']} read, {prompts['kept']} kept, {prompts['dropped']} dropped"
+    if reasons:
+        yield "dropped", reasons
+    yield "batches", f"{outcome['batches']} of {outcome['batch_size']}"
+    train = outcome.get("train")
+    if train is None:
+        return
+    yield "training", f"{train['steps']} steps" + ("" if train["steps_run_now"] else " (none of them new)")
+    if (gain := train.get("gain")) is not None:
+        for name in ("sampled", "greedy"):
+            before, after = train["accuracy_before"][name], train["accuracy_after"][name]
+            interval = gain[name]
+            yield f"accuracy, {name}", (f"{before:.1%} → {after:.1%}  ({100 * interval['difference']:+.1f} points, 95% "
+                                        f"interval {100 * interval['low']:+.1f} to {100 * interval['high']:+.1f})")
+    yield "checkpoint", train["checkpoint"]

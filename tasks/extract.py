@@ -1,0 +1,118 @@
+"""Stage `extract`: prompts → pooled sparse features, mapped over shards, only rows that the store lacks."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import polars as pl
+from pydantic import BaseModel
+
+from saerl_core import artifact, features
+from saerl_core.artifact import ArtifactRef
+from saerl_core.backbone import Backbone
+from saerl_core.config import FeaturesConfig
+from saerl_core.extract import extract, load_reader
+from saerl_core.hashing import hash_value
+from saerl_core.sae import Encode
+from tasks.caching import keep_results, stage
+from tasks.inputs import Inputs
+from tasks.progress import Progress
+from tasks.read import TABLE
+
+ROWS = "rows.safetensors"
+
+
+class Shard(BaseModel):
+    """A fixed range of prompts. Fixed, so that a rerun after a crash forms the same batches and the same bytes."""
+
+    number: int
+    total: int
+    start: int
+    stop: int
+    content: str
+    """hash of the feature keys of its prompts"""
+
+
+class ShardResult(BaseModel):
+    """Where a shard's rows lie, and how many prompts had to be read for it."""
+
+    segments: list[ArtifactRef]
+    read: int
+
+
+def plan_shards(source: ArtifactRef, shard_rows: int) -> list[Shard]:
+    """Cut the usable prompts of an artifact into shards."""
+    keys = [features.feature_key(messages) for messages in load_messages(source)]
+    starts = range(0, len(keys), shard_rows)
+    return [Shard(number=number, total=len(starts), start=start, stop=min(start + shard_rows, len(keys)),
+                  content=hash_value(keys[start : start + shard_rows]))
+            for number, start in enumerate(starts, start=1)]
+
+
+def load_messages(source: ArtifactRef) -> list[list[dict[str, str]]]:
+    """Chat messages of an artifact's usable prompts, in order."""
+    table = pl.read_parquet(source.path / TABLE, columns=["messages", "drop_reason"])
+    return table.filter(pl.col("drop_reason").is_null())["messages"].to_list()
+
+
+@stage("extract", features.VERSION, of=("content", "store_hash"),
+       run_name="extract {number}/{total} · {rows} prompts")
+def extract_shard(inputs: Inputs, config: FeaturesConfig, source: ArtifactRef, start: int, number: int, total: int,
+                  rows: int, content: str, store_hash: str) -> ShardResult:
+    """Read those prompts of a shard that the store lacks; keep their rows as one segment."""
+    messages = load_messages(source)[start : start + rows]
+    keys = [features.feature_key(chat) for chat in messages]
+    found = features.find_rows(inputs.store, keys)
+    segments = {path for path, _ in found.values()}
+    refs = [ArtifactRef(path=path, sha256=path.stem, size=path.stat().st_size) for path in sorted(segments)]
+    missing = {key: chat for key, chat in zip(keys, messages, strict=True) if key not in found}
+    if missing:
+        backbone, encode = reader(inputs.model, inputs.sae, inputs.layer, config.model_dump_json())
+        rows_read = extract(backbone, encode, inputs.d_sae, list(missing.values()), config)
+        refs.append(features.write_segment(inputs.store, list(missing), rows_read))
+    return ShardResult(segments=refs, read=len(missing))
+
+
+@lru_cache(maxsize=1)
+def reader(model: Path, sae: Path, layer: int, config_json: str) -> tuple[Backbone, Encode]:
+    """The reader, loaded once a process and only when a prompt has to be read."""
+    return load_reader(model, sae, layer, FeaturesConfig.model_validate_json(config_json))
+
+
+@stage("gather", features.VERSION, of=("source", "contents", "store_hash"))
+def gather(root: Path, inputs: Inputs, source: ArtifactRef, contents: list[str], store_hash: str) -> ArtifactRef:
+    """Feature rows of all usable prompts in the table's order, as one artifact."""
+    keys = [features.feature_key(messages) for messages in load_messages(source)]
+    rows = features.gather(inputs.store, keys)
+    with artifact.staging(root / "artifacts") as staged:
+        (staged / ROWS).write_bytes(features.to_bytes(rows))
+        artifact.write_json(staged / "health.json", vars(features.health(rows)))
+        return artifact.seal(staged, "features", {"stage": "gather", "store": store_hash, "rows": len(rows)})
+
+
+def load_rows(ref: ArtifactRef) -> features.FeatureRows:
+    """The feature rows that `gather` kept."""
+    return features.read_rows(ref.path / ROWS)
+
+
+def run_extraction(root: Path, inputs: Inputs, source: ArtifactRef, config: FeaturesConfig,
+                   label: str) -> tuple[ArtifactRef, int]:
+    """Map `extract` over the shards of an artifact, then gather.
+
+    Returns:
+        The features, and the number of prompts that were read (0: all came from the store).
+    """
+    shards = plan_shards(source, config.shard_rows)
+    progress = Progress(label, "prompts")
+    store_hash = inputs.store.name
+    mapped = keep_results(extract_shard, root)
+    futures = [mapped.submit(inputs, config, source, shard.start, shard.number, shard.total, shard.stop - shard.start,
+                             shard.content, store_hash) for shard in shards]
+    read = 0
+    for shard, future in zip(shards, futures, strict=True):
+        result = future.result()
+        read += 0 if future.state.name == "Cached" else result.read
+        progress(shard.stop, shards[-1].stop)
+    contents = [shard.content for shard in shards]
+    return keep_results(gather, root)(root, inputs, source, contents, store_hash), read

@@ -1,0 +1,80 @@
+"""What a run reads, by content: hashes of data, models and SAE, and the layer that all of them agree on.
+
+Never cached: these hashes are what everything else is cached by.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from pydantic import BaseModel, ConfigDict
+
+from saerl_core import models, sae
+from saerl_core.config import RunConfig
+from saerl_core.errors import DataError
+from saerl_core.extract import extraction_parameters
+from saerl_core.features import store_name
+from saerl_core.hashing import hash_file
+
+
+class Inputs(BaseModel):
+    """Resolved places and content hashes of a run's inputs."""
+
+    model_config = ConfigDict(frozen=True)
+
+    data: Path
+    data_hash: str
+    heldout: Path | None
+    heldout_hash: str | None
+    model: Path
+    model_hash: str
+    layers: int
+    d_model: int
+    sae: Path
+    sae_hash: str
+    architecture: str
+    d_sae: int
+    layer: int
+    store: Path
+    policy: Path
+    policy_hash: str
+
+
+def resolve_inputs(config: RunConfig) -> Inputs:
+    """Find, check and hash what a config names.
+
+    Raises:
+        SaerlError: something is missing, or SAE, layer and model do not fit.
+    """
+    base = Path(config.base)
+    data = _file(config.resolve(config.data.path))
+    heldout = _file(config.resolve(config.data.heldout.path)) if config.data.heldout else None
+    sae_folder = config.resolve(config.features.sae)
+    sae_spec = sae.read_spec(sae_folder)
+    model = models.fetch(config.features.model, base)
+    policy = models.fetch(config.policy.model, base)
+    spec = models.read_spec(model)
+    layer = sae.choose_layer(sae_spec, spec, config.features.layer)
+    model_hash, sae_hash = models.model_hash(model), sae.sae_hash(sae_folder)
+    store = store_name(model_hash, sae_hash, extraction_parameters(config.features, layer))
+    return Inputs(
+        data=data, data_hash=hash_file(data), heldout=heldout, heldout_hash=hash_file(heldout) if heldout else None,
+        model=model, model_hash=model_hash, layers=spec.layers, d_model=spec.d_model,
+        sae=sae_folder, sae_hash=sae_hash, architecture=sae_spec.architecture, d_sae=sae_spec.d_sae, layer=layer,
+        store=config.root / "features" / store, policy=policy,
+        policy_hash=model_hash if policy == model else models.model_hash(policy),
+    )
+
+
+@task(name="fingerprint", persist_result=False, cache_policy=NO_CACHE)
+def fingerprint(config: RunConfig) -> Inputs:
+    """Find, check and hash what the config names."""
+    return resolve_inputs(config)
+
+
+def _file(path: Path) -> Path:
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; paths in a config are relative to the config file")
+    return path

@@ -1,0 +1,53 @@
+"""Stage `label`: a subset of the prompts → measured pass rates, by the verifier that also gives the RL reward."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from saerl_core import artifact, labels
+from saerl_core.artifact import ArtifactRef
+from saerl_core.config import LabelsConfig, PolicyConfig
+from saerl_core.errors import DataError
+from tasks import cluster
+from tasks.caching import stage
+from tasks.progress import Progress
+from tasks.read import load_usable
+
+LABELS = "labels.parquet"
+
+
+@stage("label", labels.VERSION)
+def label(root: Path, table: ArtifactRef, clusters: ArtifactRef, policy_path: Path, policy_hash: str,
+          config: LabelsConfig, policy: PolicyConfig) -> ArtifactRef:
+    """Label prompts: from a column, or by sampling answers with the policy and verifying them."""
+    usable = load_usable(table)
+    if config.source == "column":
+        rows = usable["pass_rate"].is_not_null().arg_true().to_numpy()
+        rates = usable["pass_rate"].to_numpy()[rows]
+        if len(rows) < 20:
+            raise DataError(f"labels.source is 'column': {len(rows)} usable prompts have a pass rate, 20 are needed")
+    else:
+        rows = labels.choose(cluster.load_labels(clusters), config.count, config.seed)
+        rates = _measure(usable[rows], policy_path, config, policy).mean(axis=1)
+    found = pl.DataFrame({"row": rows, "pass_rate": rates}, schema={"row": pl.Int64, "pass_rate": pl.Float64})
+    with artifact.staging(root / "artifacts") as staged:
+        found.write_parquet(staged / LABELS)
+        return artifact.seal(staged, "labels", {"stage": "label", "source": config.source, "count": len(rows)})
+
+
+def _measure(chosen: pl.DataFrame, policy_path: Path, config: LabelsConfig, policy: PolicyConfig) -> np.ndarray:
+    from saerl_core.rl import rollouts
+
+    loaded = rollouts.load_policy(policy_path, trust_remote_code=policy.trust_remote_code)
+    return rollouts.sample_correct(
+        loaded, chosen["messages"].to_list(), chosen["answer"].to_list(), samples=config.samples, temperature=1.0,
+        max_response_tokens=policy.max_response_tokens, seed=config.seed, progress=Progress("label", "prompts"))
+
+
+def load_pass_rates(ref: ArtifactRef) -> tuple[np.ndarray, np.ndarray]:
+    """(row numbers among the usable prompts, pass rates)."""
+    found = pl.read_parquet(ref.path / LABELS)
+    return found["row"].to_numpy(), found["pass_rate"].to_numpy()

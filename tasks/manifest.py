@@ -1,0 +1,130 @@
+"""Stage `manifest`: everything found → filter, schedule, report, and the manifest folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from saerl_core import manifest as core
+from saerl_core import schedule
+from saerl_core.artifact import ArtifactRef
+from saerl_core.config import RunConfig
+from saerl_core.errors import ConfigError
+from saerl_core.hashing import hash_value
+from saerl_core.manifest import Curation
+from saerl_core.quality import low_quality
+from tasks import cluster
+from tasks.caching import stage
+from tasks.extract import load_rows
+from tasks.inputs import Inputs
+from tasks.label import load_pass_rates
+from tasks.read import load_table
+from tasks.scores import load_scores
+
+SUMMARY = "summary.md"
+
+
+@stage("manifest", core.VERSION * 100 + schedule.VERSION,
+       of=("table", "features", "clusters", "labels", "difficulty", "quality", "settings_hash"))
+def manifest(root: Path, inputs: Inputs, config: RunConfig, table: ArtifactRef, features: ArtifactRef,
+             clusters: ArtifactRef, labels: ArtifactRef | None, difficulty: ArtifactRef, quality: ArtifactRef,
+             settings_hash: str) -> ArtifactRef:
+    """Assemble, order and write the manifest. `settings_hash` is `curation_hash(config, inputs)`."""
+    from saerl_core.report import markdown, page
+
+    all_rows = load_table(table)
+    usable = all_rows["drop_reason"].is_null().arg_true().to_numpy()
+    hard, difficulty_report = load_scores(difficulty)
+    good, quality_report = load_scores(quality)
+    bad, note = low_quality(good, config.quality) if quality_report["used"] else (np.zeros(len(usable), bool), "")
+    grouped = cluster.load_labels(clusters)
+    candidates = np.flatnonzero(~bad)
+    plan = schedule.make_schedule(grouped[candidates], hard[candidates], config.schedule)
+    to_table = usable[candidates]
+
+    reasons = all_rows["drop_reason"].to_list()
+    for row in usable[bad]:
+        reasons[row] = "low_quality"
+    for row, reason in plan.dropped.items():
+        reasons[to_table[row]] = reason
+    pass_rate = np.full(len(usable), np.nan)
+    if labels is not None:
+        labelled, rates = load_pass_rates(labels)
+        pass_rate[labelled] = rates
+    curation = Curation(
+        table=all_rows.with_columns(drop_reason=pl.Series(reasons, dtype=pl.String)),
+        cluster=_spread(grouped, usable, len(reasons), -1),
+        difficulty=_spread(hard, usable, len(reasons), np.nan),
+        quality=_spread(good, usable, len(reasons), np.nan),
+        pass_rate=_spread(pass_rate, usable, len(reasons), np.nan),
+        schedule=schedule.Schedule(to_table[plan.batches], plan.epoch, {}),
+    )
+    cards = json.loads((clusters.path / cluster.CARDS).read_text(encoding="utf-8"))
+    for card in cards["cards"]:
+        card["nearest"] = [int(usable[row]) for row in card["nearest"]]
+    provenance = {
+        "inputs": provenance_of(config, inputs),
+        "settings": core.settings(config),
+        "health": json.loads((features.path / "health.json").read_text(encoding="utf-8")),
+        "clusters": {"sizes": [card["size"] for card in cards["cards"]], **cards},
+        "labels": _label_figures(config, pass_rate),
+        "difficulty": difficulty_report,
+        "quality": quality_report,
+        "seed": config.schedule.seed,
+        "notes": [note] if note else [],
+    }
+    active = load_rows(features).active()
+    return core.write_manifest(root / "manifests", curation, provenance, lambda header: {
+        "report.html": page.render(header, curation, active=active),
+        SUMMARY: markdown.summary(header, curation),
+    })
+
+
+def curation_hash(config: RunConfig, inputs: Inputs) -> str:
+    """Hash of everything in a manifest's header that its inputs' references do not already hold."""
+    return hash_value([core.settings(config), provenance_of(config, inputs), core.library_versions()])
+
+
+def provenance_of(config: RunConfig, inputs: Inputs) -> dict[str, Any]:
+    """What was read, by content: hashes and shapes, no places."""
+    return {
+        "data": {"name": config.data.name, "sha256": inputs.data_hash},
+        "heldout": {"sha256": inputs.heldout_hash} if inputs.heldout_hash else None,
+        "model": {"sha256": inputs.model_hash, "layers": inputs.layers, "d_model": inputs.d_model,
+                  "layer": inputs.layer},
+        "sae": {"sha256": inputs.sae_hash, "architecture": inputs.architecture, "d_sae": inputs.d_sae},
+        "policy": {"sha256": inputs.policy_hash},
+    }
+
+
+def check_batches(config: RunConfig, rows: int) -> None:
+    """Tell early what the manifest stage would tell late: a batch that the data cannot fill.
+
+    Raises:
+        ConfigError: `schedule.batch_size` is larger than the data.
+    """
+    if rows < config.schedule.batch_size:
+        raise ConfigError(f"schedule.batch_size = {config.schedule.batch_size} is larger than the data: "
+                          f"{rows} usable prompts")
+
+
+def _label_figures(config: RunConfig, pass_rate: np.ndarray) -> dict[str, Any]:
+    known = pass_rate[~np.isnan(pass_rate)]
+    return {
+        "source": config.labels.source,
+        "count": len(known),
+        "samples": config.labels.samples if config.labels.source == "rollouts" else None,
+        "mean_pass_rate": round(float(known.mean()), 6) if len(known) else None,
+    }
+
+
+def _spread(values: np.ndarray, rows: np.ndarray, length: int, missing: float) -> np.ndarray:
+    """Values of some rows, placed among all rows."""
+    spread = np.full(length, missing, dtype=np.result_type(values.dtype, type(missing)))
+    spread[rows] = values
+    return spread
+
