@@ -22,7 +22,7 @@ LEVELS = (1, 2, 3, 4, 5)
 LIMIT = 99
 """No value of a story is above this or below 0, whether the story is read right or misread."""
 ANSWER_MARK = "#"
-"""The answer follows the last one."""
+"""The answer follows it: what SAERL's verifier looks for."""
 _NAMES = ("Tom", "Ann", "Sam", "Eva", "Leo", "Mia", "Ben", "Zoe")
 _START = (5, 40)
 _OPERANDS: dict[Operation, tuple[int, int]] = {"+": (1, 9), "-": (1, 9), "*": (2, 3)}
@@ -227,17 +227,6 @@ def write_base_solution(problem: Problem, rng: random.Random) -> str:
         )
         if _in_range(_values(problem.start, problem.steps, readings)):
             return _write(problem.start, problem.steps, readings)
-
-
-def extract_answer(response: str) -> str:
-    """The text after the last `#`, stripped; empty where there is no `#`."""
-    _, mark, answer = response.rpartition(ANSWER_MARK)
-    return answer.strip() if mark else ""
-
-
-def is_correct(response: str, answer: str) -> bool:
-    """True where the response's final answer is `answer`."""
-    return extract_answer(response) == answer
 
 
 def _apply(operation: Operation, value: int, operand: int) -> int:
