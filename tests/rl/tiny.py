@@ -1,11 +1,15 @@
-"""A tiny Qwen2 with a byte tokenizer and a chat template, made in a second: untrained, but verl takes it."""
+"""Small things that a job needs, made in a second: a policy that verl takes, a manifest, held-out rows."""
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import torch
+
+from saerl_core import artifact
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -48,3 +52,39 @@ def save_tiny_policy(folder: Path, *, seed: int = 0, width: int = 32, layers: in
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     model.save_pretrained(folder)
     return folder
+
+
+def save_manifest(root: Path, *, batch_size: int, batches: int, seed: int = 0) -> Path:
+    """A sealed manifest of one-digit sums: prompt `a+b?`, answer `a` (a goal that a tiny policy can learn)."""
+    rng = random.Random(seed)
+    rows = [_row(rng, f"p{seed}-{index}", index, index // batch_size, "train") for index in range(batch_size * batches)]
+    header = {
+        "format": 1,
+        "batch_size": batch_size,
+        "batches": batches,
+        "prompts": {"read": len(rows), "kept": len(rows), "dropped": 0},
+    }
+    with artifact.staging(root) as staged:
+        pl.DataFrame(rows).write_parquet(staged / "train.parquet")
+        return artifact.seal(staged, "", header, "manifest.json").path
+
+
+def save_heldout(path: Path, *, prompts: int, seed: int = 1) -> Path:
+    """Held-out rows in verl's schema."""
+    rng = random.Random(seed)
+    pl.DataFrame([_row(rng, f"h{index}", index, 0, "test") for index in range(prompts)]).write_parquet(path)
+    return path
+
+
+def _row(rng: random.Random, prompt_id: str, index: int, batch: int, split: str) -> dict[str, Any]:
+    left, right = rng.randint(0, 9), rng.randint(0, 9)
+    return {
+        "data_source": "sums",
+        "prompt": [{"role": "user", "content": f"{left}+{right}?"}],
+        "ability": "math",
+        "reward_model": {"style": "rule", "ground_truth": str(left)},
+        "extra_info": {
+            "id": prompt_id, "index": index, "split": split, "epoch": 0, "batch": batch,
+            "cluster": 0, "difficulty": 0.5, "quality": 1.0,
+        },
+    }

@@ -1,0 +1,126 @@
+"""One child process and everything it spawns: started apart, found again after a crash, ended to the last process.
+
+A verl job is a driver, Ray's servers, and workers that Ray re-parents and renames. What ties them together is a random
+token in their environment and the Ray folder on their command lines; both are written to `process.json` before the
+child starts. So a later process can end exactly these and never one that merely got the same pid.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import psutil
+
+RECORD = "process.json"
+TOKEN_VARIABLE = "SAERL_JOB_TOKEN"
+
+_LONGEST_RAY_DIR = 40  # Ray's socket names below it come to about 65 characters, and 107 is a unix socket's limit
+_END_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class ProcessRecord:
+    """How to recognise the processes of one attempt."""
+
+    token: str
+    ray_dir: str
+    pid: int | None = None
+    created: float | None = None
+    """Start time of `pid` (seconds since the epoch): pids are used again, pairs of both are not."""
+
+
+def new_record() -> ProcessRecord:
+    """A record with a token and a Ray folder of its own; no process yet."""
+    base = tempfile.gettempdir()
+    if len(base) > _LONGEST_RAY_DIR - len("/saerl-12345678") and Path("/tmp").is_dir():
+        base = "/tmp"
+    return ProcessRecord(token=secrets.token_hex(16), ray_dir=tempfile.mkdtemp(prefix="saerl-", dir=base))
+
+
+def start(
+    record: ProcessRecord, command: Sequence[str], environment: dict[str, str], run_dir: Path, log: Path
+) -> tuple[subprocess.Popen[bytes], ProcessRecord]:
+    """Start a child in a session of its own, with its output appended to a file and no input.
+
+    The record is on disk before the child exists, and with its pid afterwards.
+    """
+    _write(run_dir, record)
+    with log.open("ab") as output:
+        child = subprocess.Popen(
+            command,
+            cwd=run_dir,
+            env={**environment, TOKEN_VARIABLE: record.token},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    with contextlib.suppress(psutil.NoSuchProcess):
+        record = replace(record, pid=child.pid, created=psutil.Process(child.pid).create_time())
+        _write(run_dir, record)
+    return child, record
+
+
+def reap(run_dir: Path) -> int:
+    """End what an earlier attempt in this folder left running. Returns the number of processes ended."""
+    record = _read(run_dir)
+    return 0 if record is None else end(run_dir, record)
+
+
+def end(run_dir: Path, record: ProcessRecord) -> int:
+    """Kill all processes of an attempt and remove its traces. Returns their number.
+
+    There is nothing that they would have to save: checkpoints are written before they are announced.
+    """
+    ended: set[int] = set()
+    deadline = time.monotonic() + _END_SECONDS
+    while (found := members(record)) and time.monotonic() < deadline:
+        for process in found:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+                ended.add(process.pid)
+        psutil.wait_procs(found, timeout=3)
+    shutil.rmtree(record.ray_dir, ignore_errors=True)
+    (run_dir / RECORD).unlink(missing_ok=True)
+    return len(ended)
+
+
+def members(record: ProcessRecord) -> list[psutil.Process]:
+    """Living processes of an attempt: its child, that one's descendants, and all that carry its token or Ray folder."""
+    found: dict[int, psutil.Process] = {}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.status() != psutil.STATUS_ZOMBIE and _belongs(process, record):
+                found[process.pid] = process
+                found.update((child.pid, child) for child in process.children(recursive=True))
+    return [process for process in found.values() if process.is_running()]
+
+
+def _belongs(process: psutil.Process, record: ProcessRecord) -> bool:
+    if process.pid == record.pid and process.create_time() == record.created:
+        return True
+    if any(record.ray_dir in argument for argument in process.cmdline()):
+        return True
+    return process.environ().get(TOKEN_VARIABLE) == record.token
+
+
+def _write(run_dir: Path, record: ProcessRecord) -> None:
+    temporary = run_dir / f".{RECORD}.tmp"
+    temporary.write_text(json.dumps(asdict(record)), encoding="utf-8")
+    temporary.replace(run_dir / RECORD)
+
+
+def _read(run_dir: Path) -> ProcessRecord | None:
+    try:
+        return ProcessRecord(**json.loads((run_dir / RECORD).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None

@@ -1,0 +1,53 @@
+"""verl's replay buffer, writing down which prompts the trainer takes for every step.
+
+The trainer trains on exactly what `sample` returns, and each answer in it still carries its row's `extra_info`. So
+what is recorded here is what was consumed, and not what a file or a loader should have given. Selected by
+`trainer.v1.sampler.custom_sampler`; its settings come through `trainer.v1.sampler.sampler_kwargs`:
+
+    consumed_dir   folder for one JSON file a step; a step that is run again after a crash replaces its file
+    poll_interval  seconds between looks at the queue (verl's own is 2.0, most of a step on a toy model)
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import transfer_queue
+from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
+
+
+class RecordingReplayBuffer(ReplayBuffer):
+    """One JSON file per training step: prompt ids in the order of their rows, and the number of answers to each."""
+
+    def __init__(self, *, sampler_kwargs: Any, **settings: Any) -> None:
+        super().__init__(
+            sampler_kwargs=sampler_kwargs, poll_interval=float(sampler_kwargs["poll_interval"]), **settings
+        )
+        self._consumed_dir = Path(sampler_kwargs["consumed_dir"])
+
+    def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[Any, dict[str, Any]]:
+        batch, metrics = super().sample(global_steps=global_steps, partition_id=partition_id, batch_size=batch_size)
+        if partition_id == "train":
+            self._record(global_steps, batch)
+        return batch, metrics
+
+    def _record(self, step: int, batch: Any) -> None:
+        data = transfer_queue.kv_batch_get(
+            keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_info"]
+        )
+        rows: list[Any] = [getattr(info, "data", info) for info in data["extra_info"]]
+        answers = Counter((int(info["index"]), str(info["id"])) for info in rows)
+        ordered = sorted(answers)
+        record = {
+            "step": step,
+            "ids": [prompt_id for _, prompt_id in ordered],
+            "answers": [answers[row] for row in ordered],
+        }
+        self._consumed_dir.mkdir(parents=True, exist_ok=True)
+        target = self._consumed_dir / f"step-{step:06d}.json"
+        temporary = target.with_suffix(".tmp")
+        temporary.write_text(json.dumps(record), encoding="utf-8")
+        temporary.replace(target)
