@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from saerl_core.errors import ModelError
+from saerl_core.models import UNREADABLE, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -61,12 +62,10 @@ def load_backbone(folder: Path, layer: int, device: torch.device, dtype: torch.d
     """
     from transformers import AutoModel
 
-    from saerl_core.models import load_tokenizer
-
     try:
         model: Any = AutoModel.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa",
                                                use_safetensors=True, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
+    except UNREADABLE as error:
         raise ModelError(f"{folder}: transformers cannot load it: {' '.join(str(error).split())[:200]}") from error
     layers = find_layers(model)
     top_layer = layers[layer]

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
+
 from saerl_core import locations
 from saerl_core.errors import ModelError
 from saerl_core.hashing import hash_files
@@ -16,6 +18,10 @@ if TYPE_CHECKING:
 
 _CONTENT = ("*.json", "*.safetensors", "*.jinja", "*.model", "merges.txt", "vocab.txt")
 """The files that make a model what it is. No pickled weights: only safetensors are read."""
+
+
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError)
+"""What transformers, tokenizers and sae-lens raise for a folder that they cannot read."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,7 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
 
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
+    except UNREADABLE as error:
         raise ModelError(f"{folder}: no usable tokenizer: {_one_line(error)}") from error
 
 

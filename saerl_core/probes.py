@@ -98,7 +98,9 @@ def _design(rows: FeatureRows, min_rows_per_feature: int) -> tuple[np.ndarray, n
     x = x[:, features]
     mean = np.asarray(x.mean(axis=0)).ravel()
     scale = np.sqrt(np.maximum(np.asarray(x.multiply(x).mean(axis=0)).ravel() - mean**2, 1e-12))
-    return features, scale, (x @ sp.diags_array(1 / scale)).tocsr()
+    x = (x @ sp.diags_array(1 / scale)).tocsr()
+    x.indices, x.indptr = x.indices.astype(np.int32), x.indptr.astype(np.int32)  # scikit-learn takes no other
+    return features, scale, x
 
 
 def _probe(features: np.ndarray, weights: np.ndarray, bias: float, link: Link) -> Probe:

@@ -19,7 +19,7 @@ import torch
 
 from saerl_core.errors import ConfigError, ModelError
 from saerl_core.hashing import hash_files
-from saerl_core.models import ModelSpec
+from saerl_core.models import UNREADABLE, ModelSpec
 
 _FILES = ("cfg.json", "sae_weights.safetensors")
 _RESIDUAL_HOOK = re.compile(r"^blocks\.(\d+)\.hook_resid_(pre|post)$")
@@ -115,7 +115,7 @@ def load_encoder(folder: Path, device: torch.device, dtype: torch.dtype) -> Enco
 
     try:
         sae = SAE.load_from_disk(str(folder), device=str(device))
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
+    except UNREADABLE as error:
         raise ModelError(f"{folder}: sae-lens cannot load it: {' '.join(str(error).split())[:200]}") from error
     sae = sae.to(device=device, dtype=dtype).eval()
     if isinstance(sae, TopKSAE) and sae.cfg.normalize_activations == "none":

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from saerl_core import artifact
+from saerl_core.artifact import ArtifactRef
+from saerl_core.errors import ArtifactError
+
+
+def make(root: Path, text: str = "hello") -> ArtifactRef:
+    with artifact.staging(root) as staged:
+        (staged / "a.txt").write_text(text)
+        (staged / "b.txt").write_text("b")
+        return artifact.seal(staged, "thing", {"what": "a test"})
+
+
+def test_the_same_content_has_the_same_name_and_other_content_another(tmp_path: Path) -> None:
+    assert make(tmp_path) == make(tmp_path)
+    assert make(tmp_path) != make(tmp_path, "other")
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_writer_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    def fail_half_way() -> None:
+        with artifact.staging(tmp_path) as staged:
+            (staged / "a.txt").write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_half_way()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_writer_left_is_swept_by_the_next(tmp_path: Path) -> None:
+    dead = tmp_path / ".tmp-4194999-x"
+    dead.mkdir()
+    make(tmp_path)
+    assert not dead.exists()
+
+
+def test_every_changed_byte_is_found(tmp_path: Path) -> None:
+    ref = make(tmp_path)
+    for file in sorted(ref.path.iterdir()):
+        original = file.read_bytes()
+        for position in range(len(original)):
+            changed = bytearray(original)
+            changed[position] ^= 1
+            file.write_bytes(changed)
+            with pytest.raises(ArtifactError):
+                artifact.verify(ref)
+        file.write_bytes(original)
+        artifact.verify(ref)
+
+
+@pytest.mark.parametrize("damage", ["delete", "truncate", "add", "remove header", "rename"])
+def test_a_damaged_artifact_does_not_load_as_a_reference(tmp_path: Path, damage: str) -> None:
+    ref = make(tmp_path)
+    stored = ref.model_dump_json()
+    match damage:
+        case "delete":
+            (ref.path / "a.txt").unlink()
+        case "truncate":
+            (ref.path / "a.txt").write_text("")
+        case "add":
+            (ref.path / "c.txt").write_text("stowaway")
+        case "remove header":
+            (ref.path / artifact.HEADER).unlink()
+        case "rename":
+            ref.path.rename(tmp_path / "elsewhere")
+    with pytest.raises(ValidationError):
+        ArtifactRef.model_validate_json(stored)
+
+
+def test_a_damaged_artifact_is_replaced_when_it_is_made_again(tmp_path: Path) -> None:
+    ref = make(tmp_path)
+    (ref.path / "a.txt").write_text("damaged")
+    assert make(tmp_path) == ref
+    artifact.verify(ref)
+
+
+def test_the_header_lists_the_files_and_says_nothing_of_time(tmp_path: Path) -> None:
+    header = json.loads((make(tmp_path).path / artifact.HEADER).read_text())
+    assert set(header) == {"what", "files"}
+    assert set(header["files"]) == {"a.txt", "b.txt"}

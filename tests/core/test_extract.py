@@ -1,0 +1,164 @@
+"""Pooled features against independent computations: a loop over `output_hidden_states`, and sae-lens's own encode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from saerl_core import backbone, extract, models, sae
+from saerl_core.config import FeaturesConfig
+from saerl_core.errors import ConfigError, ModelError
+from saerl_core.features import FeatureRows
+from tests.conftest import TOY
+
+PROMPTS = [[{"role": "user", "content": text}] for text in (
+    "Tom has 5 coins. Tom earns 3 more. How many coins now?", "2+2", "A bus carries 30 people. 4 get off. " * 5,
+    "What?", "It is 20 degrees. It cools by 7.", "日本語 ünï")]
+
+
+def naive(model_folder: Path, sae_folder: Path, layer: int, prompts: list[Any],
+          keep: Callable[[torch.Tensor], torch.Tensor] | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """One prompt at a time, whole model, all hidden states, sae-lens's dense encode: (mean, max), each [n, d_sae]."""
+    from sae_lens import SAE
+
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
+    encoder = SAE.load_from_disk(str(sae_folder))
+    means, maxima = [], []
+    with torch.no_grad():
+        for messages in prompts:
+            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            ids = torch.tensor([tokenizer.encode(text, add_special_tokens=False)])
+            h = model(input_ids=ids, output_hidden_states=True).hidden_states[layer + 1][0]
+            acts = encoder.encode(h if keep is None else h[keep(h)])
+            means.append(acts.mean(0).numpy())
+            maxima.append(acts.max(0).values.numpy())
+    return np.stack(means), np.stack(maxima)
+
+
+def ours(model_folder: Path, sae_folder: Path, layer: int, prompts: list[Any], **settings: Any) -> FeatureRows:
+    config = FeaturesConfig(model="x", sae="y", device="cpu", **settings)
+    reader, encode = extract.load_reader(model_folder, sae_folder, layer, config)
+    return extract.extract(reader, encode, sae.read_spec(sae_folder).d_sae, prompts, config)
+
+
+def dense_max(rows: FeatureRows) -> np.ndarray:
+    full = np.zeros((len(rows), rows.d_sae), dtype=np.float32)
+    for row in range(len(rows)):
+        entries = slice(rows.indptr[row], rows.indptr[row + 1])
+        full[row, rows.indices[entries]] = rows.max[entries]
+    return full
+
+
+@pytest.mark.parametrize("tokens_per_batch", [1, 64, 100_000], ids=["one prompt a batch", "some", "all, padded"])
+@pytest.mark.parametrize("options", [
+    {}, {"apply_b_dec_to_input": False}, {"rescale_acts_by_decoder_norm": True}], ids=str)
+def test_topk_features_equal_a_naive_loop_over_hidden_states_and_sae_lens(
+        tiny_reader: Path, make_sae: Callable[..., Path], tokens_per_batch: int, options: dict[str, Any]) -> None:
+    folder = make_sae("topk", **options)
+    rows = ours(tiny_reader, folder, 1, PROMPTS, tokens_per_batch=tokens_per_batch, sink_norm_ratio=1e9)
+    mean, maximum = naive(tiny_reader, folder, 1, PROMPTS)
+    np.testing.assert_allclose(rows.matrix().toarray(), mean, atol=2e-5)
+    np.testing.assert_allclose(dense_max(rows), maximum, atol=2e-5)
+
+
+@pytest.mark.parametrize("architecture", ["jumprelu", "standard"])
+def test_saes_without_a_fixed_k_are_read_too(tiny_reader: Path, make_sae: Callable[..., Path],
+                                             architecture: str) -> None:
+    folder = make_sae(architecture)
+    rows = ours(tiny_reader, folder, 1, PROMPTS, sink_norm_ratio=1e9)
+    mean, maximum = naive(tiny_reader, folder, 1, PROMPTS)
+    np.testing.assert_allclose(rows.matrix().toarray(), mean, atol=2e-5)
+    np.testing.assert_allclose(dense_max(rows), maximum, atol=2e-5)
+
+
+def test_the_toy_reads_as_a_naive_loop_does() -> None:
+    rows = ours(TOY / "lm", TOY / "sae", 2, PROMPTS[:3], sink_norm_ratio=1e9)
+    mean, _ = naive(TOY / "lm", TOY / "sae", 2, PROMPTS[:3])
+    np.testing.assert_allclose(rows.matrix().toarray(), mean, atol=2e-4, rtol=1e-3)
+
+
+def test_attention_sinks_are_masked_by_each_prompts_own_median(tiny_reader: Path,
+                                                               make_sae: Callable[..., Path]) -> None:
+    folder = make_sae("topk")
+
+    def keep(h: torch.Tensor) -> torch.Tensor:
+        norms = h.norm(dim=-1)
+        return norms <= 1.2 * norms.median()
+
+    rows = ours(tiny_reader, folder, 1, PROMPTS, sink_norm_ratio=1.2)
+    assert rows.masked.sum() > 0
+    mean, _ = naive(tiny_reader, folder, 1, PROMPTS, keep)
+    np.testing.assert_allclose(rows.matrix().toarray(), mean, atol=2e-5)
+
+
+def test_long_prompts_are_read_up_to_the_limit_and_counted(tiny_reader: Path, make_sae: Callable[..., Path]) -> None:
+    rows = ours(tiny_reader, make_sae("topk"), 1, PROMPTS, max_tokens=8)
+    assert rows.tokens.max() <= 8
+    assert (rows.cut > 0).sum() == sum(
+        len(models.render(AutoTokenizer.from_pretrained(tiny_reader), p, chat_template=True)) > 8 for p in PROMPTS)
+
+
+def test_layers_above_the_one_read_are_dropped(tiny_reader: Path) -> None:
+    reader = backbone.load_backbone(tiny_reader, 0, torch.device("cpu"), torch.float32)
+    assert sum(type(module).__name__ == "Qwen2DecoderLayer" for module in reader.model.modules()) == 1
+
+
+@given(st.lists(st.integers(0, 50), max_size=60), st.integers(1, 200))
+def test_batches_hold_every_row_once_within_the_budget(lengths: list[int], budget: int) -> None:
+    batches = extract.batch_by_length(lengths, budget)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) == 1 or max(lengths[i] for i in batch) * len(batch) <= budget
+
+
+@pytest.mark.parametrize(("spec", "asked", "complaint"), [
+    ({"d_in": 16}, None, r"d_in 16, features\.model has a residual stream of 32"),
+    ({"hook": "blocks.7.hook_resid_post"}, None, r"features\.layer = 7: features\.model has 3 layers \(0 to 2\)"),
+    ({}, 5, r"features\.layer = 5: features\.model has 3 layers"),
+    ({}, 2, r"features\.layer = 2: features\.sae was trained on layer 1"),
+    ({"hook": None}, None, r"features\.layer is not set"),
+    ({"hook": "blocks.1.hook_mlp_out"}, None, "trained on 'blocks.1.hook_mlp_out'"),
+])
+def test_an_sae_that_does_not_fit_the_model_is_refused_by_its_shape(
+        tiny_reader: Path, make_sae: Callable[..., Path], spec: dict[str, Any], asked: int | None,
+        complaint: str) -> None:
+    folder = make_sae("topk", **spec)
+    with pytest.raises((ConfigError, ModelError), match=complaint):
+        sae.choose_layer(sae.read_spec(folder), models.read_spec(tiny_reader), asked)
+
+
+def test_a_hook_before_a_block_is_the_layer_below(make_sae: Callable[..., Path]) -> None:
+    assert sae.read_spec(make_sae("topk", hook="blocks.2.hook_resid_pre")).layer == 1
+
+
+@pytest.mark.parametrize("damage", ["no weights", "no json", "broken json", "not an object", "broken weights"])
+def test_a_damaged_sae_folder_is_refused_in_one_line(make_sae: Callable[..., Path], damage: str) -> None:
+    folder = make_sae("topk")
+    match damage:
+        case "no weights":
+            (folder / "sae_weights.safetensors").unlink()
+        case "no json":
+            (folder / "cfg.json").unlink()
+        case "broken json":
+            (folder / "cfg.json").write_text("{")
+        case "not an object":
+            (folder / "cfg.json").write_text("[]")
+        case "broken weights":
+            (folder / "sae_weights.safetensors").write_bytes(b"no")
+    with pytest.raises(ModelError) as caught:
+        sae.load_encoder(folder, torch.device("cpu"), torch.float32) if sae.read_spec(folder) else None
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no model there"):
+        models.find(str(tmp_path), tmp_path)
