@@ -7,6 +7,7 @@ temporary name beside the goal and renamed at the end: the folder is complete or
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Callable
 from functools import partial
@@ -69,40 +70,35 @@ def build(
     _check_free(out)
     out = out.resolve()  # `.` has a name too
     report = progress or (lambda stage, done, total: None)
-
-    heldout = world.draw_distinct(_rng("heldout"), HELDOUT_ROWS, balanced=True)
-    secret = {problem.text for problem in heldout}
-    pool = world.draw_distinct(_rng("pool"), data.count_distinct(TRAIN_ROWS), exclude=secret)
-    secret.update(problem.text for problem in pool)
-    words = tokenizer.train_tokenizer(
-        problem.text for problem in world.draw_others(_rng("tokenizer"), _TOKENIZER_TEXTS, exclude=secret)
-    )
-    corpus = world.draw_others(_rng("corpus"), lm_steps * lm.BATCH_SIZE, exclude=secret)
-    readings = _rng("readings")
-    trained = lm.train_model(
-        words,
-        [(problem.text, world.write_base_solution(problem, readings)) for problem in corpus],
-        seed=_SEED,
-        progress=partial(report, "language model"),
-    )
-    prompts = world.draw_others(_rng("sae"), _sae_prompts(sae_samples), exclude=secret)
-    encoder = sae.train_sae(
-        sae.read_residuals(trained.model, words, [problem.text for problem in prompts]),
-        samples=sae_samples,
-        seed=_SEED,
-        progress=partial(report, "sparse autoencoder"),
-    )
-
     with staging(out.parent) as temporary:
         made = temporary / out.name
         made.mkdir()
-        data.write_rows(data.make_pool(pool, TRAIN_ROWS, f"{_SEED}/defects"), made / "train.jsonl.gz")
+        heldout, pool = draw_data()
         data.write_rows(data.make_clean_rows(heldout, "heldout"), made / "heldout.jsonl.gz")
+        data.write_rows(data.make_pool(pool, TRAIN_ROWS, f"{_SEED}/defects"), made / "train.jsonl.gz")
+        taken = frozenset(problem.text for problem in [*heldout, *pool])
+
+        words = tokenizer.train_tokenizer(
+            problem.text for problem in world.draw_others(_rng("tokenizer"), _TOKENIZER_TEXTS, exclude=taken)
+        )
+        trained = lm.train_model(
+            words, _draw_examples(lm_steps, taken), seed=_SEED, progress=partial(report, "language model")
+        )
         lm.save_model(trained.model, words, made / "lm")
+
+        prompts = world.draw_others(_rng("sae"), _count_prompts(sae_samples), exclude=taken)
+        encoder = sae.train_sae(
+            sae.read_residuals(trained.model, words, [problem.text for problem in prompts]),
+            samples=sae_samples,
+            seed=_SEED,
+            progress=partial(report, "sparse autoencoder"),
+        )
         sae.save_sae(encoder, made / "sae")
+
         tested = heldout[:evaluation_problems]
         figures = sae.measure_sae(
-            sae.load_sae(made / "sae"), sae.read_residuals(trained.model, words, [p.text for p in tested])
+            sae.load_sae(made / "sae"),
+            sae.read_residuals(trained.model, words, [problem.text for problem in tested]),
         )
         card = {
             "name": "saerl:toy",
@@ -145,17 +141,36 @@ def build(
     return card
 
 
+def draw_data() -> tuple[list[world.Problem], list[world.Problem]]:
+    """The problems of the held-out set and of the training pool, before any damage. They share no text."""
+    heldout = world.draw_distinct(_rng("heldout"), HELDOUT_ROWS, balanced=True)
+    pool = world.draw_distinct(
+        _rng("pool"), data.count_distinct(TRAIN_ROWS), exclude={problem.text for problem in heldout}
+    )
+    return heldout, pool
+
+
 def _check_free(out: Path) -> None:
+    """Refuse what would only fail at the end of a long build."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out}: already exists and is not an empty folder; name another one, or empty it")
+    parent = next(folder for folder in out.resolve().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise ConfigError(f"{out}: cannot be made: {parent} is not a folder that you may write to")
+
+
+def _draw_examples(steps: int, taken: frozenset[str]) -> list[lm.Example]:
+    problems = world.draw_others(_rng("corpus"), steps * lm.BATCH_SIZE, exclude=taken)
+    readings = _rng("readings")
+    return [(problem.text, world.write_base_solution(problem, readings)) for problem in problems]
 
 
 def _rng(part: str) -> random.Random:
     return random.Random(f"{_SEED}/{part}")
 
 
-def _sae_prompts(samples: int) -> int:
-    """Prompts to read: a few passes over their tokens, or fewer where the training is short."""
+def _count_prompts(samples: int) -> int:
+    """Prompts that the SAE reads: a few passes over their tokens, or fewer where the training is short."""
     return min(_SAE_PROMPTS, samples // _TOKENS_PER_PROMPT + 1)
 
 

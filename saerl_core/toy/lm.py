@@ -42,7 +42,7 @@ class TrainedModel:
 
 
 def new_model(tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
-    """A Qwen2 of 4 layers x 128 (0.88M parameters) with random weights from torch's global generator."""
+    """A Qwen2 of 4 layers x 128 (0.85M parameters) with random weights from torch's global generator."""
     config = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=128,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import re
 import unicodedata
 from collections import Counter
@@ -69,11 +68,8 @@ def test_the_assets_are_small_and_name_no_machine() -> None:
 
 
 def test_the_data_are_what_the_world_makes_today(train: list[data.Row], heldout: list[data.Row]) -> None:
-    problems = world.draw_distinct(random.Random("0/heldout"), toy.HELDOUT_ROWS, balanced=True)
+    problems, pool = toy.draw_data()
     assert heldout == data.make_clean_rows(problems, "heldout")
-    pool = world.draw_distinct(
-        random.Random("0/pool"), data.count_distinct(toy.TRAIN_ROWS), exclude={problem.text for problem in problems}
-    )
     assert train == data.make_pool(pool, toy.TRAIN_ROWS, "0/defects")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -12,21 +12,48 @@ from transformers import AutoTokenizer, Qwen2ForCausalLM
 
 from saerl_core.errors import ConfigError
 from saerl_core.toy import build as toy
-from saerl_core.toy import data, lm, sae
+from saerl_core.toy import data, lm, sae, tokenizer
 
 TINY: dict[str, Any] = {"lm_steps": 2, "sae_samples": 4096, "evaluation_samples": 2, "evaluation_problems": 10}
 
 
-@pytest.fixture(scope="module")
-def reports() -> list[tuple[str, int, int]]:
-    return []
+class Seen(NamedTuple):
+    """What a build did, beside the folder that it made."""
+
+    reports: list[tuple[str, int, int]]
+    texts: set[str]
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory, reports: list[tuple[str, int, int]]) -> Path:
+def seen() -> Seen:
+    return Seen([], set())
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory, seen: Seen) -> Path:
     out = tmp_path_factory.mktemp("built") / "toy"
     out.mkdir()  # an empty folder is as good as none
-    toy.build(out, **TINY, progress=lambda stage, done, total: reports.append((stage, done, total)))
+    train_model, train_tokenizer, read_residuals = lm.train_model, tokenizer.train_tokenizer, sae.read_residuals
+
+    def watch_model(words: Any, examples: Any, **rest: Any) -> Any:
+        seen.texts.update(text for text, _ in examples)
+        return train_model(words, examples, **rest)
+
+    def watch_tokenizer(texts: Any) -> Any:
+        texts = list(texts)
+        seen.texts.update(texts)
+        return train_tokenizer(texts)
+
+    def watch_residuals(model: Any, words: Any, problems: Any) -> Any:
+        if len(problems) != TINY["evaluation_problems"]:  # the figures do read held-out prompts
+            seen.texts.update(problems)
+        return read_residuals(model, words, problems)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lm, "train_model", watch_model)
+        patch.setattr(tokenizer, "train_tokenizer", watch_tokenizer)
+        patch.setattr(sae, "read_residuals", watch_residuals)
+        toy.build(out, **TINY, progress=lambda stage, done, total: seen.reports.append((stage, done, total)))
     return out
 
 
@@ -47,13 +74,19 @@ def test_everybody_may_read_the_files(built: Path) -> None:
 
 
 def test_model_tokenizer_sae_and_data_load(built: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(built / "lm")
+    words = AutoTokenizer.from_pretrained(built / "lm")
     model = Qwen2ForCausalLM.from_pretrained(built / "lm")
     encoder = sae.load_sae(built / "sae")
-    residuals_ND = sae.read_residuals(model, tokenizer, ["Tom has 5 coins."])
+    residuals_ND = sae.read_residuals(model, words, ["Tom has 5 coins."])
     assert encoder.encode(residuals_ND).shape == (len(residuals_ND), sae.WIDTH)
     assert len(data.read_rows(built / "train.jsonl.gz")) == toy.TRAIN_ROWS
     assert len(data.read_rows(built / "heldout.jsonl.gz")) == toy.HELDOUT_ROWS
+
+
+def test_nothing_is_trained_on_the_heldout_set_or_on_the_pool(built: Path, seen: Seen) -> None:
+    rows = [row for name in ("train", "heldout") for row in data.read_rows(built / f"{name}.jsonl.gz")]
+    assert len(seen.texts) > 1000
+    assert not seen.texts & {row["problem"] for row in rows}
 
 
 def test_the_card_tells_recipe_and_figures(built: Path) -> None:
@@ -63,15 +96,13 @@ def test_the_card_tells_recipe_and_figures(built: Path) -> None:
     assert f"{card['lm']['parameters']:,} parameters" in (built / "README.md").read_text()
 
 
-def test_progress_reaches_the_end_of_every_stage(
-    built: Path, reports: list[tuple[str, int, int]]
-) -> None:
-    last = {stage: (done, total) for stage, done, total in reports}
+def test_progress_reaches_the_end_of_every_stage(built: Path, seen: Seen) -> None:
+    last = {stage: (done, total) for stage, done, total in seen.reports}
     assert last == {"language model": (2, 2), "sparse autoencoder": (2, 2), "evaluation": (10, 10)}
 
 
 def test_the_same_seed_trains_the_same_model_and_leaves_the_generator_alone() -> None:
-    words = toy.tokenizer.train_tokenizer(["Tom has 5 coins. How many coins now?"] * 3)
+    words = tokenizer.train_tokenizer(["Tom has 5 coins. How many coins now?"] * 3)
     examples = [(f"Tom has {start} coins.", f"#{start}") for start in range(70)]
     torch.manual_seed(5)
     before = torch.get_rng_state()
@@ -86,6 +117,12 @@ def test_a_folder_with_something_in_it_is_refused_and_left_alone(tmp_path: Path)
     with pytest.raises(ConfigError, match="not an empty folder"):
         toy.build(tmp_path, **TINY)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_place_inside_a_file_is_refused_before_the_work_begins(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("precious")
+    with pytest.raises(ConfigError, match="cannot be made"):
+        toy.build(tmp_path / "mine" / "toy", **TINY)
 
 
 def test_a_count_below_one_is_refused(tmp_path: Path) -> None:
