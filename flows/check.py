@@ -81,15 +81,14 @@ def show_check(found: dict[str, Any]) -> None:
         console.print(f"               {count} {reason}")
     shape = f"layer {found['sae']['layer']} of {reader['layers']}, width {reader['d_model']}" if reader else "not here"
     console.print(f"  [green]✓[/] reader     {shape}; {found['sae']['architecture']} SAE of {found['sae']['d_sae']}")
-    console.print(f"  [green]✓[/] verl       {found['verl']['verl_version']}, {found['verl']['engine']} engine")
+    console.print(f"  [green]✓[/] verl       {found['verl']['verl']}, {found['verl']['engine']} engine")
     seconds = cost["extract_seconds"]
     how_long = f"about {_duration(seconds)} on this machine" if seconds else "time unknown"
     console.print(f"    cost       {cost['tokens']:,} tokens to read, {how_long}; at most "
                   f"{cost['feature_bytes'] / 1e6:,.0f} MB of features")
-    console.print(f"               {cost['label_answers']:,} answers to sample for labels, {cost['train_answers']:,} in "
-                  "training")
+    console.print(f"               {cost['label_answers']:,} answers for labels, {cost['train_answers']:,} in training")
     for note in found["notes"]:
-        console.print(f"    note       {note}", markup=False)
+        console.print(f"    note       {note}", markup=False, soft_wrap=True)
 
 
 def _read(config: RunConfig, source: SourceConfig, limit: int | None = None) -> pl.DataFrame:

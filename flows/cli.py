@@ -98,12 +98,18 @@ def train(
     config: ConfigArgument = None, overrides: Overrides = None, as_json: AsJson = False,
 ) -> None:
     """Train the config's policy on a manifest that exists, batch for batch in its order; resume where it stopped."""
-    from flows.train import train as train_flow
     from saerl_core.manifest import verify_manifest
 
-    header = verify_manifest(manifest)
+    verify_manifest(manifest)
     settings = _load(config, overrides)
-    _finish(lambda: {**_manifest_figures(manifest, header), "train": train_flow(settings, manifest).to_json()}, as_json)
+
+    def go() -> dict[str, Any]:
+        from flows.outcome import manifest_figures
+        from flows.train import train as train_flow
+
+        return {**manifest_figures(manifest), "train": train_flow(settings, manifest)}
+
+    _finish(go, as_json)
 
 
 @manifest_app.command()
@@ -127,9 +133,10 @@ def show(manifest: Annotated[Path, typer.Argument(help="A manifest's folder.")],
     if as_json:
         _print_json(header)
         return
+    from flows.outcome import manifest_figures
     from flows.terminal import console, show_counts
 
-    show_counts(_manifest_figures(manifest, header))
+    show_counts(manifest_figures(manifest))
     for stage in ("difficulty", "quality"):
         console.print(f"  {stage}: {header[stage]['why']}", markup=False)
     for warning in (*header["health"]["warnings"], *header["notes"]):
@@ -158,9 +165,15 @@ def _run_flow(config: RunConfig, as_json: bool, *, train: bool) -> None:
     check_inputs(config, train=train)  # what a user did wrong shows before the server starts
 
     def go() -> dict[str, Any]:
-        from flows.pipeline import pipeline
+        from flows.curate import curate as curate_flow
+        from flows.outcome import manifest_figures
 
-        return pipeline(config, train=train)
+        if train:
+            from flows.pipeline import pipeline
+
+            return pipeline(config)
+        curated = curate_flow(config)
+        return {**manifest_figures(curated.manifest.path), **curated.figures()}
 
     _finish(go, as_json)
 
@@ -176,11 +189,6 @@ def _finish(go: Callable[[], dict[str, Any]], as_json: bool) -> None:
         show_counts(outcome)
         _tell(f"report: {Path(outcome['manifest']) / 'report.html'}")
         _tell(f"manifest: {outcome['manifest']}")
-
-
-def _manifest_figures(manifest: Path, header: dict[str, Any]) -> dict[str, Any]:
-    return {"manifest": str(manifest), "id": header["id"], "prompts": header["prompts"], "batches": header["batches"],
-            "batch_size": header["batch_size"]}
 
 
 def _load(path: Path | None, overrides: list[str] | None) -> RunConfig:

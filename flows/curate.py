@@ -32,7 +32,14 @@ class Curated(BaseModel):
     inputs: Inputs
     prompts_read_by_model: int
     """prompts that went through the reader in this run; 0 when all features were there"""
+    damaged_copies_read: int
+    """the same for the quality probe's damaged copies"""
     stages: list[StageRecord]
+
+    def figures(self) -> dict[str, Any]:
+        """What an outcome says of the work that this curation took."""
+        return {"prompts_read_by_model": self.prompts_read_by_model, "damaged_copies_read": self.damaged_copies_read,
+                "stages": [entry.model_dump() for entry in self.stages]}
 
 
 ONE_WORKER: Any = ThreadPoolTaskRunner(max_workers=1)
@@ -84,7 +91,8 @@ def curate(config: RunConfig) -> Curated:
                             good, manifests.curation_hash(config, inputs), describe=lambda ref: ref.path.name)
     stages.append(entry)
     _publish(made)
-    return Curated(manifest=made, id=made.path.name, inputs=inputs, prompts_read_by_model=read_now + damaged_now,
+    return Curated(manifest=made, id=made.path.name, inputs=inputs, prompts_read_by_model=read_now,
+                   damaged_copies_read=damaged_now,
                    stages=stages)
 
 

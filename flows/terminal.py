@@ -63,10 +63,9 @@ def _rows(outcome: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if train is None:
         return
     yield "training", f"{train['steps']} steps" + ("" if train["steps_run_now"] else " (none of them new)")
-    if (gain := train.get("gain")) is not None:
-        for name in ("sampled", "greedy"):
-            before, after = train["accuracy_before"][name], train["accuracy_after"][name]
-            interval = gain[name]
-            yield f"accuracy, {name}", (f"{before:.1%} → {after:.1%}  ({100 * interval['difference']:+.1f} points, 95% "
-                                        f"interval {100 * interval['low']:+.1f} to {100 * interval['high']:+.1f})")
+    for kind, field in (("sampled", "accuracy"), ("greedy", "greedy")):
+        gain = train["gain"][kind]
+        yield f"accuracy, {kind}", (f"{train[f'{field}_before']:.1%} → {train[f'{field}_after']:.1%}  "
+                                    f"({100 * gain['difference']:+.1f} points, 95% interval {100 * gain['low']:+.1f} "
+                                    f"to {100 * gain['high']:+.1f})")
     yield "checkpoint", train["checkpoint"]

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from saerl_core.config import CorruptionKind
+from saerl_core.hashing import hash_value
+from saerl_core.labels import draw
 
 _SENTENCE_END = re.compile(r"(?<=[.?!])\s+")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
@@ -71,7 +73,10 @@ def corrupt(text: str, kind: CorruptionKind, rng: random.Random) -> str | None:
 
 def make(prompts: Sequence[Messages], kinds: Sequence[CorruptionKind], count: int, seed: int,
          instruction: str = "") -> list[Corruption]:
-    """Damaged copies of `count` prompts, one each, the kinds in equal shares as far as the prompts allow.
+    """Damaged copies of `count` prompts, one each, the kinds in about equal shares as far as the prompts allow.
+
+    Which prompts, and what damage, hangs on each prompt's own text and the seed: a set that grows by a few prompts
+    keeps nearly all of its damaged copies.
 
     Args:
         prompts: Chat messages of n prompts.
@@ -80,10 +85,10 @@ def make(prompts: Sequence[Messages], kinds: Sequence[CorruptionKind], count: in
         seed: Seed of the choice and of the damage.
         instruction: What the run appended to each prompt: it stays intact.
     """
-    rng = random.Random(seed)
-    rows = rng.sample(range(len(prompts)), min(count, len(prompts)))
+    lots = [draw(hash_value(messages), seed) for messages in prompts]
     made = []
-    for turn, row in enumerate(rows):
+    for row in sorted(range(len(prompts)), key=lambda row: (lots[row], row))[:count]:
+        rng, turn = random.Random(lots[row]), lots[row] % len(kinds)
         messages = [dict(message) for message in prompts[row]]
         last = max(i for i, message in enumerate(messages) if message["role"] == "user")
         content = messages[last]["content"]

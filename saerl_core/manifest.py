@@ -71,12 +71,23 @@ def training_frame(curation: Curation) -> pl.DataFrame:
         "difficulty": _rounded(curation.difficulty[order]),
         "quality": _rounded(curation.quality[order]),
     })
+    return verl_frame(picked, extra)
+
+
+def heldout_frame(table: pl.DataFrame) -> pl.DataFrame:
+    """An evaluation set in verl's schema, in the file's order."""
+    return verl_frame(table, table.select(
+        "id", "key", pl.int_range(pl.len(), dtype=pl.Int64).alias("index"), pl.lit("heldout").alias("split")))
+
+
+def verl_frame(table: pl.DataFrame, extra: pl.DataFrame) -> pl.DataFrame:
+    """Rows of a prompt table in verl's schema; `extra` becomes `extra_info`."""
+    reward = table.select(pl.struct(pl.lit("rule").alias("style"), pl.col("answer").alias("ground_truth")))
     return pl.DataFrame({
-        "data_source": picked["data_source"],
-        "prompt": picked["messages"],
-        "ability": pl.Series(["math"] * len(order), dtype=pl.String),
-        "reward_model": picked.select(pl.struct(pl.lit("rule").alias("style"), pl.col("answer").alias("ground_truth")))
-        .to_series(),
+        "data_source": table["data_source"],
+        "prompt": table["messages"],
+        "ability": pl.Series(["math"] * table.height, dtype=pl.String),
+        "reward_model": reward.to_series(),
         "extra_info": extra.to_struct("extra_info"),
     }, schema_overrides={"prompt": MESSAGES})
 

@@ -17,6 +17,8 @@ from tasks.progress import Progress
 from tasks.read import load_usable
 
 LABELS = "labels.parquet"
+_CHUNK_PROMPTS = 100
+"""What an interruption can lose."""
 
 
 @stage("label", labels.VERSION)
@@ -30,21 +32,37 @@ def label(root: Path, table: ArtifactRef, clusters: ArtifactRef, policy_path: Pa
         if len(rows) < 20:
             raise DataError(f"labels.source is 'column': {len(rows)} usable prompts have a pass rate, 20 are needed")
     else:
-        rows = labels.choose(cluster.load_labels(clusters), config.count, config.seed)
-        rates = _measure(usable[rows], policy_path, config, policy).mean(axis=1)
+        rows = labels.choose(usable["key"].to_list(), cluster.load_labels(clusters), config.count, config.seed)
+        sampling = {"samples": config.samples, "seed": config.seed, "verifier": policy.verifier,
+                    "max_response_tokens": policy.max_response_tokens}
+        store = root / "labels" / labels.store_name(policy_hash, sampling)
+        rates = _measure(usable[rows], store, policy_path, config, policy)
     found = pl.DataFrame({"row": rows, "pass_rate": rates}, schema={"row": pl.Int64, "pass_rate": pl.Float64})
     with artifact.staging(root / "artifacts") as staged:
         found.write_parquet(staged / LABELS)
         return artifact.seal(staged, "labels", {"stage": "label", "source": config.source, "count": len(rows)})
 
 
-def _measure(chosen: pl.DataFrame, policy_path: Path, config: LabelsConfig, policy: PolicyConfig) -> np.ndarray:
+def _measure(chosen: pl.DataFrame, store: Path, policy_path: Path, config: LabelsConfig,
+             policy: PolicyConfig) -> list[float]:
+    """Pass rates of the chosen prompts: those that are known, and the rest in chunks, each kept once it is done."""
     from saerl_core.rl import rollouts
 
-    loaded = rollouts.load_policy(policy_path, trust_remote_code=policy.trust_remote_code)
-    return rollouts.sample_correct(
-        loaded, chosen["messages"].to_list(), chosen["answer"].to_list(), samples=config.samples, temperature=1.0,
-        max_response_tokens=policy.max_response_tokens, seed=config.seed, progress=Progress("label", "prompts"))
+    known = labels.read_store(store)
+    progress = Progress("label", "prompts")
+    loaded = None
+    for start in range(0, chosen.height, _CHUNK_PROMPTS):  # fixed chunks: the same batches after a crash
+        chunk = chosen[start : start + _CHUNK_PROMPTS].filter(~pl.col("key").is_in(list(known)))
+        if chunk.height:
+            loaded = loaded or rollouts.load_policy(policy_path, trust_remote_code=policy.trust_remote_code)
+            correct = rollouts.sample_correct(
+                loaded, chunk["messages"].to_list(), chunk["answer"].to_list(), samples=config.samples, temperature=1.0,
+                max_response_tokens=policy.max_response_tokens, seed=config.seed)
+            rates = correct.mean(axis=1).tolist()
+            labels.write_store(store, chunk["key"].to_list(), rates)
+            known |= dict(zip(chunk["key"], rates, strict=True))
+        progress(min(start + _CHUNK_PROMPTS, chosen.height), chosen.height)
+    return [known[key] for key in chosen["key"]]
 
 
 def load_pass_rates(ref: ArtifactRef) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,6 @@ from saerl_core.config import DataConfig
 from tasks.caching import stage
 
 TABLE = "prompts.parquet"
-HELDOUT = "heldout.parquet"
 
 
 @stage("read", prompts.VERSION)
@@ -27,8 +26,6 @@ def read(root: Path, data_path: Path, heldout_path: Path | None, policy_path: Pa
         table, lambda messages: len(models.render(tokenizer, messages, chat_template=True)), max_prompt_tokens)
     with artifact.staging(root / "artifacts") as staged:
         table.write_parquet(staged / TABLE)
-        if heldout is not None:
-            heldout.write_parquet(staged / HELDOUT)
         return artifact.seal(staged, "prompts", {"stage": "read", "rows": table.height})
 
 

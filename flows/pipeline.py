@@ -1,0 +1,20 @@
+"""Flow `pipeline`: curate, then train on what was curated. What `saerl run` runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+
+from flows.curate import ONE_WORKER, curate
+from flows.outcome import manifest_figures
+from flows.train import train
+from saerl_core.config import RunConfig
+
+
+@flow(name="pipeline", flow_run_name="pipeline · {config.name}", persist_result=False, task_runner=ONE_WORKER)
+def pipeline(config: RunConfig) -> dict[str, Any]:
+    """From a prompt file to a policy that verl has trained on a curated manifest."""
+    curated = curate(config)
+    trained = train(config, curated.manifest.path)
+    return {**manifest_figures(curated.manifest.path), **curated.figures(), "train": trained}
