@@ -1,0 +1,86 @@
+"""Flow `train`: a manifest → a policy trained on it by verl, measured before and after on the held-out set."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+
+from flows.stages import run_stage
+from saerl_core import models
+from saerl_core.artifact import ArtifactRef, write_file
+from saerl_core.config import RunConfig
+from saerl_core.errors import ConfigError
+from saerl_core.hashing import hash_file
+from saerl_core.manifest import read_manifest
+from saerl_core.rl.evaluate import compare
+from saerl_core.rl.metrics import read_metrics
+from tasks.evaluate import evaluate, load_evaluation
+from tasks.heldout import ROWS, heldout
+from tasks.train import Trained, plan_job
+from tasks.train import train as train_stage
+
+
+@flow(name="train", flow_run_name="train · {config.name}", persist_result=False)
+def train(config: RunConfig, manifest: Path) -> dict[str, Any]:
+    """Train the config's policy on a manifest; resume what was interrupted, skip what is done."""
+    if config.data.heldout is None:
+        raise ConfigError("data.heldout is not set: accuracy before and after training is measured on a held-out set")
+    root = config.root
+    policy = models.fetch(config.policy.model, Path(config.base))
+    policy_hash = models.model_hash(policy)
+    path = config.resolve(config.data.heldout.path)
+    rows, _ = run_stage(config, heldout, root, path, config.data, hash_file(path))
+    job = plan_job(config, manifest, rows.path / ROWS, policy_hash)
+
+    def measure(folder: Path, sha256: str) -> ArtifactRef:
+        measured, _ = run_stage(config, evaluate, root, folder, sha256, rows, config.evaluation, config.policy,
+                                describe=_accuracy)
+        return measured
+
+    before = load_evaluation(measure(policy, policy_hash))
+    trained, entry = run_stage(config, train_stage, job, job.identity, job.steps,
+                               describe=lambda found: f"{found.steps} steps")
+    after = load_evaluation(measure(trained.checkpoint, trained.sha256))
+    outcome = {
+        "steps": trained.steps,
+        "steps_run_now": 0 if entry.cached else trained.steps_run_now,
+        "accuracy_before": before.accuracy,
+        "accuracy_after": after.accuracy,
+        "greedy_before": before.greedy_accuracy,
+        "greedy_after": after.greedy_accuracy,
+        "gain": {"sampled": asdict(compare(before.sampled, after.sampled)),
+                 "greedy": asdict(compare(before.greedy, after.greedy))},
+        "problems": len(before.greedy),
+        "samples": before.sampled.shape[1],
+        "checkpoint": str(trained.checkpoint),
+        "run": str(trained.run_dir),
+        "report": str(trained.run_dir / "report.html"),
+    }
+    _publish(trained, read_manifest(manifest)["id"], outcome)
+    return outcome
+
+
+def _accuracy(measured: ArtifactRef) -> str:
+    found = load_evaluation(measured)
+    return f"{found.accuracy:.1%} sampled, {found.greedy_accuracy:.1%} greedy"
+
+
+def _publish(trained: Trained, manifest_id: str, outcome: dict[str, Any]) -> None:
+    """The training's report page in the run's folder, and its short form as an artifact of the flow run."""
+    from saerl_core.report import training
+
+    metrics = read_metrics(trained.metrics)
+    result = {
+        "manifest": manifest_id,
+        "steps": trained.steps,
+        "accuracy_before": {"sampled": outcome["accuracy_before"], "greedy": outcome["greedy_before"]},
+        "accuracy_after": {"sampled": outcome["accuracy_after"], "greedy": outcome["greedy_after"]},
+        "gain": outcome["gain"],
+    }
+    write_file(trained.run_dir / "report.html", training.training_page(metrics, result).encode())
+    create_markdown_artifact(key="training", markdown=training.training_markdown(metrics, result),
+                             description=f"GRPO on manifest {manifest_id}")

@@ -1,0 +1,39 @@
+"""Stage `evaluate`: a policy and the held-out set → which of its answers are right, sampled and greedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import safetensors.numpy
+
+from saerl_core import artifact
+from saerl_core.artifact import ArtifactRef
+from saerl_core.config import EvaluationConfig, PolicyConfig
+from saerl_core.rl.evaluate import Evaluation
+from tasks.caching import stage
+from tasks.heldout import load_chats
+from tasks.progress import Progress
+
+VERSION = 1
+_ANSWERS = "answers.safetensors"
+
+
+@stage("evaluate", VERSION)
+def evaluate(root: Path, policy_path: Path, policy_hash: str, heldout: ArtifactRef, config: EvaluationConfig,
+             policy: PolicyConfig) -> ArtifactRef:
+    """Measure a policy on the first held-out problems. The hash stands for the path in the cache key."""
+    from saerl_core.rl import evaluate as core
+
+    messages, answers = load_chats(heldout, config.prompts)
+    found = core.evaluate(policy_path, messages, answers, config, max_response_tokens=policy.max_response_tokens,
+                          trust_remote_code=policy.trust_remote_code, progress=Progress("evaluate", "problems"))
+    with artifact.staging(root / "artifacts") as staged:
+        (staged / _ANSWERS).write_bytes(safetensors.numpy.save({"sampled": found.sampled, "greedy": found.greedy}))
+        header = {"stage": "evaluate", "policy": policy_hash, "problems": len(answers)}
+        return artifact.seal(staged, "evaluation", header)
+
+
+def load_evaluation(ref: ArtifactRef) -> Evaluation:
+    """What `evaluate` found."""
+    arrays = safetensors.numpy.load_file(ref.path / _ANSWERS)
+    return Evaluation(sampled=arrays["sampled"], greedy=arrays["greedy"])
