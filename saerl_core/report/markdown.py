@@ -1,0 +1,88 @@
+"""A manifest in short: a table and three pictures, as markdown that Prefect's UI shows beside the run.
+
+The pictures travel in the text as data URIs. They are made again at a lower resolution until the whole is small enough
+to store with a run and to send to a browser.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from saerl_core.report import page
+from saerl_core.report.markup import count, percent, plain
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from saerl_core.manifest import Curation
+
+SIZE = 300_000
+"""Upper bound in bytes."""
+_RESOLUTIONS = (120, 96, 72, 54, 36)
+
+Row = tuple[str, str]
+
+
+def summary(header: Mapping[str, Any], curation: Curation) -> str:
+    """The manifest's figures and its three most telling pictures.
+
+    Args:
+        header: The manifest's header.
+        curation: The findings behind it.
+    """
+    from saerl_core.report import figures
+
+    prompts = header["prompts"]
+    rows = [("prompts read", count(prompts["read"])), ("trained on", count(prompts["kept"])),
+            *((f"left out: {reason.replace('_', ' ')}", count(number))
+              for reason, number in prompts["dropped_by_reason"].items()),
+            ("batches", f"{count(header['batches'])} × {header['batch_size']} prompts")]
+    rows += [(decision.name.lower(), f"{'in use' if decision.used else 'not used'}. {decision.words}")
+             for decision in page.decisions(header, curation)]
+    health = header.get("health") or {}
+    if health:
+        rows.append(("SAE", f"{percent(health['firing_share'])} of its features fire on these prompts"))
+    schedule, cluster = curation.schedule, curation.cluster
+    colours = figures.cluster_colours(page.cluster_count(header, curation))
+    pictures = [("Clusters and difficulty of each batch", figures.batch_sequence(
+        schedule.batches, cluster, curation.difficulty, schedule.epoch, colours))]
+    if held_out := (header.get("difficulty") or {}).get("held_out"):
+        pictures.append(("Predicted against measured difficulty", figures.held_out_difficulty(held_out)))
+    if sizes := (header.get("clusters") or {}).get("sizes"):
+        trained = page.trained_per_cluster(curation, len(sizes))
+        pictures.append(("Cluster sizes", figures.cluster_sizes(sizes, trained, colours)))
+    return assemble(f"Curation of {page.data_name(header)}", page.lead(header, curation), page.warnings(header), rows,
+                    pictures)
+
+
+def assemble(title: str, lead: str, warnings: Sequence[str], rows: Sequence[Row],
+             pictures: Sequence[tuple[str, Figure]]) -> str:
+    """Markdown of at most `SIZE` bytes.
+
+    Args:
+        title: Plain text, as are all other strings.
+        lead: One or two sentences.
+        warnings: What must not be missed.
+        rows: Of the table: name and value.
+        pictures: What each shows, and the figure.
+    """
+    from saerl_core.report import figures
+
+    parts = [f"# {plain(title)}", plain(lead)]
+    parts += [f"> **{plain(warning)}**" for warning in warnings]
+    parts.append("\n".join(["| | |", "|---|---|", *(f"| {plain(name)} | {plain(value)} |" for name, value in rows)]))
+    text = "\n\n".join(parts) + "\n"
+    return text + _inlined(pictures, SIZE - len(text.encode()), figures.to_png)
+
+
+def _inlined(pictures: Sequence[tuple[str, Figure]], room: int, to_png: Callable[[Figure, int], bytes]) -> str:
+    """The pictures as `<img>` tags, as sharp as the room allows; nothing where it allows none."""
+    for dpi in _RESOLUTIONS:
+        text = "".join(f'\n<img alt="{name}" width="{round(float(fig.get_size_inches()[0]) * 72)}" '
+                       f'src="data:image/png;base64,{base64.b64encode(to_png(fig, dpi)).decode()}">\n'
+                       for name, fig in pictures)
+        if len(text) <= room:
+            return text
+    return ""

@@ -1,0 +1,223 @@
+"""A GRPO run, finished or still running: what it won, step by step, and whether the optimiser stayed calm.
+
+Whatever metric a run does not have is left out. The step numbers are the trainer's, so step k saw batch k of the
+manifest; with the curation at hand the page sets its predicted difficulty beside the reward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from saerl_core.report import markdown
+from saerl_core.report.markup import count, drawing, percent, shorten
+from saerl_core.report.markup import render as fill
+
+if TYPE_CHECKING:
+    import polars as pl
+    from matplotlib.figure import Figure
+
+    from saerl_core.manifest import Curation
+
+_SERIES: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("response_length_mean",), "Mean response length (tokens)"),
+    (("entropy",), "Entropy"),
+    (("reward_std",), "Spread of the reward (standard deviation)"),
+    (("ppo_kl", "kl"), "KL to the sampling policy"),
+    (("clipfrac",), "Share of clipped tokens"),
+    (("grad_norm",), "Gradient norm"),
+    (("pg_loss",), "Policy loss"),
+    (("lr",), "Learning rate"),
+    (("seconds",), "Seconds per step"),
+)
+"""Columns, by any of their names, and what they are called here."""
+_MODES = {"sampled": "sampled at T = 1", "greedy": "greedy"}
+
+
+@dataclass(frozen=True)
+class _Accuracy:
+    mode: str
+    before: float | None
+    after: float | None
+    gain: tuple[float, float, float] | None
+    """difference, low, high"""
+
+    @property
+    def points(self) -> str:
+        """`+13.9 (+12.1 to +15.7)`."""
+        if self.gain is None:
+            change = None if self.before is None or self.after is None else self.after - self.before
+            return "–" if change is None else f"{100 * change:+.1f}"
+        difference, low, high = (100 * value for value in self.gain)
+        return f"{difference:+.1f} ({low:+.1f} to {high:+.1f})"
+
+    @property
+    def gained(self) -> str:
+        """`+13.9 points (95% interval +12.1 to +15.7)`."""
+        return self.points.replace(" (", " points (95% interval ") if self.gain else f"{self.points} points"
+
+
+def training_page(metrics: pl.DataFrame, result: Mapping[str, Any], curation: Curation | None = None) -> str:
+    """The run as one HTML page.
+
+    Args:
+        metrics: A row a step; columns as far as they are known. Of a step that was run twice (after a resume) the
+            last row counts.
+        result: `manifest`, `steps`, `accuracy_before`, `accuracy_after`, `gain`, as far as they are known.
+        curation: What it is trained on.
+    """
+    from saerl_core.report import figures
+
+    steps = _steps(metrics)
+    accuracy = _accuracy(result)
+    gains = {row.mode: row.gain for row in accuracy if row.gain is not None}
+    main = _reward_figure(steps, curation)
+    return fill(
+        "training.html.jinja",
+        manifest=shorten(str(result.get("manifest") or ""), 80),
+        warnings=_warnings(steps),
+        lead=_lead(steps, result, accuracy),
+        figures=_headline(steps, result),
+        accuracy=[{"mode": row.mode, "before": _share(row.before), "after": _share(row.after), "points": row.points}
+                  for row in accuracy],
+        gains=drawing(figures.to_svg(figures.accuracy_gain(gains), "Gain with 95% interval")) if gains else "",
+        reward=drawing(figures.to_svg(main, "Reward and held-out accuracy by step")) if main is not None else "",
+        with_difficulty=curation is not None,
+        panels=[drawing(figures.to_svg(fig, title)) for title, fig in _panels(steps)],
+        steps=steps.height,
+    )
+
+
+def training_markdown(metrics: pl.DataFrame, result: Mapping[str, Any], curation: Curation | None = None) -> str:
+    """The run in short, with inline pictures; arguments as for `training_page`."""
+    from saerl_core.report import figures
+
+    steps, accuracy = _steps(metrics), _accuracy(result)
+    rows = [(f"accuracy, {row.mode}", f"{_share(row.before)} → {_share(row.after)}, {row.gained}") for row in accuracy]
+    rows += _headline(steps, result)
+    if result.get("manifest"):
+        rows.append(("manifest", str(result["manifest"])))
+    main = _reward_figure(steps, curation)
+    pictures = [("Reward and held-out accuracy by step", main)] if main is not None else []
+    gains = {row.mode: row.gain for row in accuracy if row.gain is not None}
+    if gains:
+        pictures.append(("Gain in accuracy with 95% interval", figures.accuracy_gain(gains)))
+    return markdown.assemble("GRPO training", _lead(steps, result, accuracy), _warnings(steps), rows, pictures)
+
+
+def _steps(metrics: pl.DataFrame) -> pl.DataFrame:
+    """One row a step, ascending."""
+    if "step" not in metrics.columns:
+        return metrics.clear()
+    return metrics.drop_nulls("step").unique("step", keep="last", maintain_order=True).sort("step")
+
+
+def _column(steps: pl.DataFrame, *names: str) -> np.ndarray | None:
+    """float [n], NaN where unknown; None where there is no such column, or nothing in it."""
+    for name in names:
+        if name in steps.columns:
+            values = steps[name].cast(float).fill_null(float("nan")).to_numpy()
+            if np.isfinite(values).any():
+                return values
+    return None
+
+
+def _reward_figure(steps: pl.DataFrame, curation: Curation | None) -> Figure | None:
+    from saerl_core.report import figures
+
+    mean, accuracy = _column(steps, "reward_mean"), _column(steps, "heldout_accuracy")
+    if mean is None and accuracy is None:
+        return None
+    step = steps["step"].to_numpy()
+    unknown = np.full(len(step), np.nan)
+    difficulty = None
+    if curation is not None:
+        of_batch = curation.difficulty[curation.schedule.batches].mean(axis=1)
+        known = (step >= 1) & (step <= len(of_batch))  # step 0 is a validation before the first update
+        difficulty = np.where(known, of_batch[np.clip(step - 1, 0, len(of_batch) - 1)], np.nan)
+        if not np.isfinite(difficulty).any():
+            difficulty = None
+    return figures.reward(step, unknown if mean is None else mean, unknown if accuracy is None else accuracy,
+                          difficulty)
+
+
+def _panels(steps: pl.DataFrame) -> list[tuple[str, Figure]]:
+    from saerl_core.report import figures
+
+    made = []
+    for names, title in _SERIES:
+        values = _column(steps, *names)
+        if values is not None:
+            fig = figures.step_series(steps["step"].to_numpy(), values, title, as_percent="clipfrac" in names,
+                                      smooth="lr" not in names)
+            made.append((title, fig))
+    return made
+
+
+def _accuracy(result: Mapping[str, Any]) -> list[_Accuracy]:
+    before, after, gain = (result.get(name) or {} for name in ("accuracy_before", "accuracy_after", "gain"))
+    modes = [mode for mode in _MODES if mode in before or mode in after or mode in gain]
+    return [_Accuracy(_MODES[mode], before.get(mode), after.get(mode), _interval(gain.get(mode))) for mode in modes]
+
+
+def _interval(gain: Mapping[str, float] | None) -> tuple[float, float, float] | None:
+    return None if not gain else (gain["difference"], gain["low"], gain["high"])
+
+
+def _lead(steps: pl.DataFrame, result: Mapping[str, Any], accuracy: Sequence[_Accuracy]) -> str:
+    measured = [row for row in accuracy if row.before is not None and row.after is not None]
+    if measured:
+        first = measured[0]
+        sentence = (f"Held-out accuracy ({first.mode}) went from {_share(first.before)} to {_share(first.after)}: "
+                    f"{first.gained}.")
+        if first.gain and first.gain[1] <= 0 <= first.gain[2]:
+            sentence += " The interval holds zero, so this may be chance."
+        return sentence
+    if not steps.height:
+        return "No step has finished yet."
+    reward = _column(steps, "reward_mean")
+    done, planned = int(steps["step"].max()), result.get("steps")  # type: ignore[arg-type]  # int: the column is
+    sentence = f"{count(done, 'step')} done" + (f" of {count(planned)}." if planned else ".")
+    if reward is not None:
+        known = reward[np.isfinite(reward)]
+        fifth = max(1, len(known) // 5)
+        sentence += (f" Mean reward went from {known[:fifth].mean():.2f} in the first fifth to "
+                     f"{known[-fifth:].mean():.2f} in the last.")
+    return sentence
+
+
+def _headline(steps: pl.DataFrame, result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    figures = []
+    done, planned = (int(steps["step"].max()) if steps.height else 0), result.get("steps")  # type: ignore[arg-type]
+    figures.append(("steps", f"{count(done)} / {count(planned)}" if planned else count(done)))
+    reward = _column(steps, "reward_mean")
+    if reward is not None:
+        known = reward[np.isfinite(reward)]
+        figures += [("reward, first step", f"{known[0]:.2f}"), ("reward, last step", f"{known[-1]:.2f}")]
+    seconds = _column(steps, "seconds")
+    if seconds is not None:
+        figures += [("seconds a step", f"{np.nanmean(seconds):.1f}"), ("in all", _duration(float(np.nansum(seconds))))]
+    return figures
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _warnings(steps: pl.DataFrame) -> list[str]:
+    """Metrics that stopped being numbers."""
+    found = []
+    for column in ("reward_mean", "heldout_accuracy", *(name for names, _ in _SERIES for name in names)):
+        if column in steps.columns:
+            wrong = steps.filter(~steps[column].cast(float).is_finite().fill_null(True))["step"].to_list()
+            if wrong:
+                found.append(f"{column} is not a finite number in {count(len(wrong), 'step')}, first in step "
+                             f"{wrong[0]}.")
+    return found
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else percent(value)
