@@ -22,18 +22,22 @@ if TYPE_CHECKING:
 
     from saerl_core.manifest import Curation
 
-_SERIES: tuple[tuple[tuple[str, ...], str], ...] = (
-    (("response_length_mean",), "Mean response length (tokens)"),
-    (("entropy",), "Entropy"),
-    (("reward_std",), "Spread of the reward (standard deviation)"),
-    (("ppo_kl", "kl"), "KL to the sampling policy"),
-    (("clipfrac",), "Share of clipped tokens"),
-    (("grad_norm",), "Gradient norm"),
-    (("pg_loss",), "Policy loss"),
-    (("lr",), "Learning rate"),
-    (("seconds",), "Seconds per step"),
-)
-"""Columns, by any of their names, and what they are called here."""
+_SERIES = {
+    "response_length_mean": "Mean response length (tokens)",
+    "response_clipped_share": "Share of answers cut at the limit",
+    "entropy": "Entropy",
+    "reward_std": "Spread of the reward (standard deviation)",
+    "ppo_kl": "KL to the sampling policy",
+    "kl": "KL to the initial policy",
+    "clipfrac": "Share of clipped tokens",
+    "grad_norm": "Gradient norm",
+    "pg_loss": "Policy loss",
+    "rollout_log_prob_gap": "Gap of probabilities, rollout to trainer",
+    "lr": "Learning rate",
+    "seconds": "Seconds per step",
+}
+"""Columns, and what they are called here."""
+_SHARES = {"response_clipped_share", "clipfrac"}
 _MODES = {"sampled": "sampled at T = 1", "greedy": "greedy"}
 
 
@@ -115,14 +119,12 @@ def _steps(metrics: pl.DataFrame) -> pl.DataFrame:
     return metrics.drop_nulls("step").unique("step", keep="last", maintain_order=True).sort("step")
 
 
-def _column(steps: pl.DataFrame, *names: str) -> np.ndarray | None:
+def _column(steps: pl.DataFrame, name: str) -> np.ndarray | None:
     """float [n], NaN where unknown; None where there is no such column, or nothing in it."""
-    for name in names:
-        if name in steps.columns:
-            values = steps[name].cast(float).fill_null(float("nan")).to_numpy()
-            if np.isfinite(values).any():
-                return values
-    return None
+    if name not in steps.columns:
+        return None
+    values = steps[name].cast(float).fill_null(float("nan")).to_numpy()
+    return values if np.isfinite(values).any() else None
 
 
 def _reward_figure(steps: pl.DataFrame, curation: Curation | None) -> Figure | None:
@@ -148,11 +150,11 @@ def _panels(steps: pl.DataFrame) -> list[tuple[str, Figure]]:
     from saerl_core.report import figures
 
     made = []
-    for names, title in _SERIES:
-        values = _column(steps, *names)
+    for name, title in _SERIES.items():
+        values = _column(steps, name)
         if values is not None:
-            fig = figures.step_series(steps["step"].to_numpy(), values, title, as_percent="clipfrac" in names,
-                                      smooth="lr" not in names)
+            fig = figures.step_series(steps["step"].to_numpy(), values, title, as_percent=name in _SHARES,
+                                      smooth=name != "lr")
             made.append((title, fig))
     return made
 
@@ -210,7 +212,7 @@ def _duration(seconds: float) -> str:
 def _warnings(steps: pl.DataFrame) -> list[str]:
     """Metrics that stopped being numbers."""
     found = []
-    for column in ("reward_mean", "heldout_accuracy", *(name for names, _ in _SERIES for name in names)):
+    for column in ("reward_mean", "heldout_accuracy", *_SERIES):
         if column in steps.columns:
             wrong = steps.filter(~steps[column].cast(float).is_finite().fill_null(True))["step"].to_list()
             if wrong:

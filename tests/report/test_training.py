@@ -26,7 +26,8 @@ def test_a_running_one_shows_what_there_is() -> None:
     reading = check(training_page(metrics, {"steps": 100}))
     words = " ".join(reading.text.split())
     assert "12 steps done of 100." in words
-    assert "KL to the sampling policy" in words
+    assert "KL to the initial policy" in words
+    assert "KL to the sampling policy" not in words
     assert "Entropy" not in words
     assert "Accuracy on held-out prompts" not in words
 
