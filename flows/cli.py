@@ -217,6 +217,9 @@ def main() -> None:
     except SaerlError as error:
         sys.stderr.write(f"saerl: {' '.join(str(error).split())}\n")
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write("saerl: interrupted; the same command goes on where it stopped\n")
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,8 @@ from saerl_core.schedule import Schedule
 
 VERSION = 1
 HEADER = "manifest.json"
-_LIBRARIES = ("saerl", "torch", "transformers", "sae-lens", "faiss-cpu", "polars", "scikit-learn", "numpy")
+_LIBRARIES = ("saerl", "torch", "transformers", "sae-lens", "faiss-cpu", "polars", "scikit-learn", "scipy", "numpy",
+              "matplotlib", "pillow", "jinja2")
 
 
 @dataclass(frozen=True)

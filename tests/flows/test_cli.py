@@ -1,0 +1,181 @@
+"""The command as a user meets it: one line and exit code 2 for a mistake, JSON and nothing else for a machine."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from flows import cli
+from flows.curate import Curated
+from tests.flows.conftest import make_config, toy_rows
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def saerl(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Run `saerl ARGS` in a folder of its own: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["saerl", *map(str, args)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def write_config(folder: Path, **changes: dict[str, Any]) -> Path:
+    tree = make_config(folder, rows=60, **changes).model_dump(mode="json", exclude={"base"})
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def rows_with(change: dict[str, Any] | None, *, at: int = 2) -> str:
+    rows: list[dict[str, Any]] = toy_rows(40)
+    if change is not None:
+        rows[at] = {**rows[at], **change}
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+BAD_DATA = {
+    "missing column": (rows_with(None).replace('"problem"', '"question"'), "no column 'problem' for the prompt"),
+    "empty file": ("", "no rows"),
+    "broken JSON": (rows_with(None) + '{"id": 1,', "line 41: broken JSON"),
+    "duplicate ids": (rows_with({"id": toy_rows(1)[0]["id"]}), "line 3: id = "),
+    "empty prompt": (rows_with({"problem": " "}), "line 3: problem is empty"),
+    "empty answer": (rows_with({"answer": ""}), "line 3: answer is empty"),
+    "fewer rows than a batch": (rows_with(None).split("\n")[0], "schedule.batch_size = 8 is larger than the data"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_DATA)
+@pytest.mark.parametrize("command", ["curate", "check"])
+def test_bad_data_is_one_line_and_leaves_nothing_behind(saerl: Run, tmp_path: Path, case: str, command: str) -> None:
+    content, complaint = BAD_DATA[case]
+    config = write_config(tmp_path)
+    (tmp_path / "prompts.jsonl").write_text(content)
+    before = sorted(tmp_path.rglob("*"))
+    code, out, err = saerl(command, config)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert complaint in err
+    assert "prompts.jsonl" in err or case == "fewer rows than a batch"
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(("setting", "complaint"), [
+    ("data.path=nowhere.jsonl", "nowhere.jsonl: no such file"),
+    ("shedule.seed=1", "unknown key 'shedule'; did you mean 'schedule'?"),
+    ("features.layer=99", "features.layer = 99: features.model has 4 layers (0 to 3)"),
+    ("features.layer=1", "features.layer = 1: features.sae was trained on layer 2"),
+    ("features.model=./nowhere", "nowhere: no model there"),
+    ("features.sae=./nowhere", "no SAE in sae-lens's format there"),
+    ("features.model=saerl:toy/sae", "no model there"),
+    ("policy.model=./nowhere", "nowhere: no model there"),
+    ("schedule.batch_size=1000", "schedule.batch_size = 1000 is larger than the data: 60"),
+    ("clusters.k=one", "clusters.k = 'one'"),
+    ("data.preset=gsm9k", "data.preset = 'gsm9k'"),
+    ("policy.max_prompt_tokens=100000", "exceed the policy's context of"),
+])
+def test_a_config_mistake_is_one_line_and_leaves_nothing_behind(saerl: Run, tmp_path: Path, setting: str,
+                                                                complaint: str) -> None:
+    config = write_config(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    code, out, err = saerl("curate", config, "--set", setting)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert complaint in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_sae_of_another_width_is_refused_before_anything_is_read(saerl: Run, tmp_path: Path,
+                                                                    make_sae: Callable[..., Path]) -> None:
+    code, _, err = saerl("curate", write_config(tmp_path), "--set", f"features.sae={make_sae('topk', d_in=64)}")
+    assert code == 2
+    assert "features.sae has d_in 64, features.model has a residual stream of 128" in err
+
+
+def test_training_without_a_heldout_set_is_refused_at_once(saerl: Run, tmp_path: Path) -> None:
+    code, _, err = saerl("run", write_config(tmp_path))
+    assert code == 2
+    assert "data.heldout is not set" in err
+
+
+def test_init_writes_a_config_that_checks_and_does_not_overwrite_it(saerl: Run, tmp_path: Path) -> None:
+    assert saerl("init")[0] == 0
+    text = (tmp_path / "saerl.yaml").read_text()
+    code, _, err = saerl("init")
+    assert (code, "exists already" in err) == (2, True)
+    assert (tmp_path / "saerl.yaml").read_text() == text
+    code, out, _ = saerl("check", "--json")
+    found = json.loads(out)
+    assert (code, found["ok"], found["prompts"]["read"], found["verl"]["engine"]) == (0, True, 2600, "cpu")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["saerl.yaml"]
+
+
+def test_check_accepts_a_gpu_run_of_a_model_that_is_not_here(saerl: Run, tmp_path: Path,
+                                                             make_sae: Callable[..., Path]) -> None:
+    example = Path(cli.__file__).parent.parent / "examples" / "qwen2.5-math-1.5b.yaml"
+    data = tmp_path / "deepmath.jsonl"
+    data.write_text("".join(json.dumps({"question": f"What is {i} + 1?", "final_answer": i + 1, "topic": "sums",
+                                        "difficulty": 1}) + "\n" for i in range(200)))
+    sae = make_sae("topk", d_in=1536, d_sae=64, hook="blocks.14.hook_resid_post")
+    code, out, err = saerl("check", example, "--json", "-s", f"data.path={data}", "-s", "data.heldout=null", "-s",
+                           f"features.sae={sae}")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert found["verl"]["engine"] == "gpu"
+    assert any("not on this machine" in note for note in found["notes"])
+
+
+def test_curate_prints_one_json_object_and_nothing_else_on_stdout(saerl: Run, tmp_path: Path) -> None:
+    config = write_config(tmp_path, labels={"source": "none"}, quality={"method": "none"})
+    code, out, _ = saerl("curate", config, "--json")
+    assert code == 0
+    outcome = json.loads(out)
+    assert outcome["prompts"]["read"] == outcome["prompts"]["kept"] + outcome["prompts"]["dropped"] == 60
+    assert outcome["batches"] == outcome["prompts"]["kept"] // 8
+    code, out, _ = saerl("manifest", "verify", outcome["manifest"], "--json")
+    assert (code, json.loads(out)["intact"]) == (0, True)
+    code, _, err = saerl("manifest", "verify", tmp_path)
+    assert (code, err.count("\n")) == (2, 1)
+
+
+def test_a_changed_byte_fails_verification_with_exit_code_2(saerl: Run, curated_once: tuple[Path, Curated],
+                                                            tmp_path: Path) -> None:
+    import shutil
+
+    manifest = curated_once[1].manifest.path
+    copy = Path(shutil.copytree(manifest, tmp_path / manifest.name))
+    assert saerl("manifest", "verify", copy)[0] == 0
+    page = copy / "report.html"
+    page.write_bytes(page.read_bytes().replace(b"e", b"f", 1))
+    code, _, err = saerl("manifest", "verify", copy)
+    assert code == 2
+    assert "report.html: changed since it was written" in err
+
+
+def test_show_tells_counts_and_what_the_gates_decided(saerl: Run, curated_once: tuple[Path, Curated]) -> None:
+    code, out, err = saerl("manifest", "show", curated_once[1].manifest.path)
+    assert code == 0
+    assert "160 read" in err
+    assert "quality:" in err
+    assert "report.html" in out
+
+
+@pytest.mark.parametrize("command", [[], ["check"], ["run"], ["curate"], ["train"], ["manifest", "verify"],
+                                     ["manifest", "show"], ["toy", "build"], ["init"]])
+def test_help_teaches(saerl: Run, command: list[str]) -> None:
+    code, out, _ = saerl(*command, "--help")
+    assert code == 0
+    assert len(out.split()) > 25
