@@ -26,6 +26,8 @@ from saerl_core.rl.overrides import check_user_overrides, key_of, spell
 Engine = Literal["cpu", "gpu"]
 
 VERL_SIDE = Path(verl_side.__file__).parent
+AGENT_LOOPS = "agent_loops.yaml"
+"""In the run folder: verl's name for a loop → the function that makes it."""
 
 _OPERATIONAL = (
     "trainer.save_freq", "trainer.test_freq", "trainer.logger", "trainer.v1.sampler.sampler_kwargs",
@@ -198,7 +200,7 @@ def job_overrides(
     settings: dict[str, Any] = {
         **_order_settings(train_parquet, batch_size, steps),
         **_data_settings(config, train_parquet, heldout_parquet),
-        **_algorithm_settings(config, model),
+        **_algorithm_settings(config, model, run_dir),
         **_recording_settings(config, engine, run_dir),
         **(_cpu_settings(config) if engine == "cpu" else _gpu_settings(config)),
     }
@@ -226,6 +228,7 @@ def job_environment(config: RunConfig, engine: Engine, run_dir: Path) -> dict[st
         "OMP_NUM_THREADS": str(os.cpu_count() or 1),
         "OMP_WAIT_POLICY": "passive",  # processes take turns on the same cores: spinning threads would starve them
         "RAY_enable_worker_prestart": "0",  # prestarted workers lack verl's runtime environment and are never used
+        "RAY_worker_niceness": "0",  # Ray's default, 15, starves the job as soon as anything else runs
         "TQ_NUM_THREADS": "1",
     }
 
@@ -268,7 +271,7 @@ def _data_settings(config: RunConfig, train_parquet: Path, heldout_parquet: Path
     }
 
 
-def _algorithm_settings(config: RunConfig, model: str) -> dict[str, Any]:
+def _algorithm_settings(config: RunConfig, model: str, run_dir: Path) -> dict[str, Any]:
     """GRPO; DAPO by clip_high and token-mean."""
     train = config.train
     actor, rollout = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
@@ -294,6 +297,8 @@ def _algorithm_settings(config: RunConfig, model: str) -> dict[str, Any]:
         f"{rollout}.seed": train.seed,
         f"{rollout}.tensor_model_parallel_size": train.tensor_parallel,
         f"{rollout}.log_prob_micro_batch_size_per_gpu": train.micro_batch_size,
+        f"{rollout}.agent.agent_loop_config_path": str(run_dir / AGENT_LOOPS),
+        f"{rollout}.agent.default_agent_loop": "saerl_single_turn",
         # Validate as the evaluation before and after does: sampled at temperature 1, one answer a prompt.
         f"{rollout}.val_kwargs.do_sample": True,
         f"{rollout}.val_kwargs.temperature": 1.0,

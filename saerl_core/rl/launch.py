@@ -25,13 +25,14 @@ from saerl_core.errors import ArtifactError, TrainError
 from saerl_core.rl import process
 from saerl_core.rl.check import manifest_batches
 from saerl_core.rl.consumed import consumed_at
-from saerl_core.rl.job import VerlJob
+from saerl_core.rl.job import AGENT_LOOPS, VerlJob
 from saerl_core.rl.logs import telling_line
 from saerl_core.rl.metrics import HELDOUT, metric_files, parse_line
 from saerl_core.rl.overrides import spell
 
 JOB_FILE = "job.json"
 _POLL_SECONDS = 0.25
+_AGENT_LOOPS = "- {name: saerl_single_turn, _target_: saerl_agent_loop.single_turn}\n"
 _TRACKER = "latest_checkpointed_iteration.txt"
 
 
@@ -168,12 +169,14 @@ def _run_once(
 ) -> int:
     """One attempt, from start to the end of its last process. Returns the exit code."""
     _drop_stale_checkpoints(job)
+    (job.run_dir / AGENT_LOOPS).write_text(_AGENT_LOOPS, encoding="utf-8")
     job.metrics.mkdir(exist_ok=True)
     metrics = job.metrics / f"attempt-{len(metric_files(job.metrics)) + 1:04d}.jsonl"
     metrics.touch()
     record = process.new_record()
     environment = job.child_environment() | {
         "VERL_FILE_LOGGER_PATH": str(metrics),
+        "TMPDIR": record.ray_dir,  # verl leaves lock files
         "RAY_AUTH_TOKEN": secrets.token_hex(32),  # else Ray makes one and leaves it in the home folder
     }
     own_ray = any(override.startswith("+ray_kwargs.ray_init.address=") for override in job.overrides)

@@ -32,6 +32,8 @@ class RecordingReplayBuffer(ReplayBuffer):
         batch, metrics = super().sample(global_steps=global_steps, partition_id=partition_id, batch_size=batch_size)
         if partition_id == "train":
             self._record(global_steps, batch)
+            # One update takes the whole batch, so its order means nothing; alike lengths side by side save padding.
+            batch.reorder(sorted(range(len(batch.tags)), key=lambda place: batch.tags[place]["seq_len"]))
         return batch, metrics
 
     def _record(self, step: int, batch: Any) -> None:
