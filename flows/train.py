@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
@@ -60,7 +61,7 @@ def train(config: RunConfig, manifest: Path) -> dict[str, Any]:
         "run": str(trained.run_dir),
         "report": str(trained.run_dir / "report.html"),
     }
-    _publish(trained, read_manifest(manifest)["id"], outcome)
+    _publish(trained, manifest, outcome)
     return outcome
 
 
@@ -69,11 +70,13 @@ def _accuracy(measured: ArtifactRef) -> str:
     return f"{found.accuracy:.1%} sampled, {found.greedy_accuracy:.1%} greedy"
 
 
-def _publish(trained: Trained, manifest_id: str, outcome: dict[str, Any]) -> None:
+def _publish(trained: Trained, manifest: Path, outcome: dict[str, Any]) -> None:
     """The training's report page in the run's folder, and its short form as an artifact of the flow run."""
     from saerl_core.report import training
 
-    metrics = read_metrics(trained.metrics)
+    metrics, manifest_id = read_metrics(trained.metrics), read_manifest(manifest)["id"]
+    rows = pl.read_parquet(manifest / "train.parquet", columns=["extra_info"])["extra_info"].struct.unnest()
+    difficulty = rows.group_by("batch").agg(pl.col("difficulty").mean()).sort("batch")["difficulty"].to_list()
     result = {
         "manifest": manifest_id,
         "steps": trained.steps,
@@ -81,6 +84,6 @@ def _publish(trained: Trained, manifest_id: str, outcome: dict[str, Any]) -> Non
         "accuracy_after": {"sampled": outcome["accuracy_after"], "greedy": outcome["greedy_after"]},
         "gain": outcome["gain"],
     }
-    write_file(trained.run_dir / "report.html", training.training_page(metrics, result).encode())
-    create_markdown_artifact(key="training", markdown=training.training_markdown(metrics, result),
+    write_file(trained.run_dir / "report.html", training.training_page(metrics, result, difficulty).encode())
+    create_markdown_artifact(key="training", markdown=training.training_markdown(metrics, result, difficulty),
                              description=f"GRPO on manifest {manifest_id}")

@@ -1,7 +1,7 @@
 """A GRPO run, finished or still running: what it won, step by step, and whether the optimiser stayed calm.
 
 Whatever metric a run does not have is left out. The step numbers are the trainer's, so step k saw batch k of the
-manifest; with the curation at hand the page sets its predicted difficulty beside the reward.
+manifest; where the manifest's predicted difficulty is at hand, the page sets it beside the reward.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     import polars as pl
     from matplotlib.figure import Figure
 
-    from saerl_core.manifest import Curation
 
 _SERIES = {
     "response_length_mean": "Mean response length (tokens)",
@@ -64,21 +63,21 @@ class _Accuracy:
         return self.points.replace(" (", " points (95% interval ") if self.gain else f"{self.points} points"
 
 
-def training_page(metrics: pl.DataFrame, result: Mapping[str, Any], curation: Curation | None = None) -> str:
+def training_page(metrics: pl.DataFrame, result: Mapping[str, Any], difficulty: Sequence[float] | None = None) -> str:
     """The run as one HTML page.
 
     Args:
         metrics: A row a step; columns as far as they are known. Of a step that was run twice (after a resume) the
             last row counts.
         result: `manifest`, `steps`, `accuracy_before`, `accuracy_after`, `gain`, as far as they are known.
-        curation: What it is trained on.
+        difficulty: Mean predicted difficulty of each batch, where it is known.
     """
     from saerl_core.report import figures
 
     steps = _steps(metrics)
     accuracy = _accuracy(result)
     gains = {row.mode: row.gain for row in accuracy if row.gain is not None}
-    main = _reward_figure(steps, curation)
+    main = _reward_figure(steps, difficulty)
     return fill(
         "training.html.jinja",
         manifest=shorten(str(result.get("manifest") or ""), 80),
@@ -89,13 +88,14 @@ def training_page(metrics: pl.DataFrame, result: Mapping[str, Any], curation: Cu
                   for row in accuracy],
         gains=drawing(figures.to_svg(figures.accuracy_gain(gains), "Gain with 95% interval")) if gains else "",
         reward=drawing(figures.to_svg(main, "Reward and held-out accuracy by step")) if main is not None else "",
-        with_difficulty=curation is not None,
+        with_difficulty=difficulty is not None,
         panels=[drawing(figures.to_svg(fig, title)) for title, fig in _panels(steps)],
         steps=steps.height,
     )
 
 
-def training_markdown(metrics: pl.DataFrame, result: Mapping[str, Any], curation: Curation | None = None) -> str:
+def training_markdown(metrics: pl.DataFrame, result: Mapping[str, Any],
+                      difficulty: Sequence[float] | None = None) -> str:
     """The run in short, with inline pictures; arguments as for `training_page`."""
     from saerl_core.report import figures
 
@@ -104,7 +104,7 @@ def training_markdown(metrics: pl.DataFrame, result: Mapping[str, Any], curation
     rows += _headline(steps, result)
     if result.get("manifest"):
         rows.append(("manifest", str(result["manifest"])))
-    main = _reward_figure(steps, curation)
+    main = _reward_figure(steps, difficulty)
     pictures = [("Reward and held-out accuracy by step", main)] if main is not None else []
     gains = {row.mode: row.gain for row in accuracy if row.gain is not None}
     if gains:
@@ -127,7 +127,7 @@ def _column(steps: pl.DataFrame, name: str) -> np.ndarray | None:
     return values if np.isfinite(values).any() else None
 
 
-def _reward_figure(steps: pl.DataFrame, curation: Curation | None) -> Figure | None:
+def _reward_figure(steps: pl.DataFrame, difficulty: Sequence[float] | None) -> Figure | None:
     from saerl_core.report import figures
 
     mean, accuracy = _column(steps, "reward_mean"), _column(steps, "heldout_accuracy")
@@ -135,15 +135,14 @@ def _reward_figure(steps: pl.DataFrame, curation: Curation | None) -> Figure | N
         return None
     step = steps["step"].to_numpy()
     unknown = np.full(len(step), np.nan)
-    difficulty = None
-    if curation is not None:
-        of_batch = curation.difficulty[curation.schedule.batches].mean(axis=1)
+    of_step = None
+    if difficulty is not None:
+        of_batch = np.asarray(difficulty, dtype=float)
         known = (step >= 1) & (step <= len(of_batch))  # step 0 is a validation before the first update
-        difficulty = np.where(known, of_batch[np.clip(step - 1, 0, len(of_batch) - 1)], np.nan)
-        if not np.isfinite(difficulty).any():
-            difficulty = None
-    return figures.reward(step, unknown if mean is None else mean, unknown if accuracy is None else accuracy,
-                          difficulty)
+        of_step = np.where(known, of_batch[np.clip(step - 1, 0, len(of_batch) - 1)], np.nan)
+        if not np.isfinite(of_step).any():
+            of_step = None
+    return figures.reward(step, unknown if mean is None else mean, unknown if accuracy is None else accuracy, of_step)
 
 
 def _panels(steps: pl.DataFrame) -> list[tuple[str, Figure]]:

@@ -2,16 +2,21 @@ from __future__ import annotations
 
 import polars as pl
 
+from saerl_core.manifest import Curation
 from saerl_core.report.markdown import SIZE
 from saerl_core.report.training import training_markdown, training_page
 from tests.report import world
 from tests.report.test_page import check
 
 
+def batch_difficulty(curation: Curation) -> list[float]:
+    return curation.difficulty[curation.schedule.batches].mean(axis=1).tolist()
+
+
 def test_a_finished_run() -> None:
     metrics, result = world.training()
     _, curation, _ = world.make(n=1400, k=8)
-    text = training_page(metrics, result, curation)
+    text = training_page(metrics, result, batch_difficulty(curation))
     reading = check(text)
     assert reading.tags.count("svg") == 11
     words = " ".join(reading.text.split())
@@ -43,7 +48,7 @@ def test_the_last_row_of_a_repeated_step_counts_and_step_zero_has_no_batch() -> 
     _, curation, _ = world.make(n=600, k=4)
     metrics = pl.DataFrame({"step": [0, 1, 2, 2], "reward_mean": [None, 0.25, 0.9, 0.5],
                             "heldout_accuracy": [0.2, None, None, 0.3]})
-    text = " ".join(check(training_page(metrics, {}, curation)).text.split())
+    text = " ".join(check(training_page(metrics, {}, batch_difficulty(curation))).text.split())
     assert "reward, first step 0.25" in text.replace("</dt>", "")
     assert "reward, last step 0.50" in text
 
