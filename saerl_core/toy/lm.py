@@ -124,6 +124,7 @@ def save_model(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, folder: Path)
     finally:
         if bars:
             logging.enable_progress_bar()
+    tokenizer.backend_tokenizer.no_padding()  # what its last use left switched on would be written too
     tokenizer.save_pretrained(folder)
 
 

@@ -9,6 +9,7 @@ S = SAE width.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,7 +127,9 @@ def train_sae(
 
 def save_sae(sae: TopKTrainingSAE, folder: Path) -> None:
     """Write `cfg.json` and `sae_weights.safetensors`, which `SAE.load_from_disk` reads as an inference SAE."""
-    sae.save_inference_model(folder)
+    _, config = sae.save_inference_model(folder)
+    # sae-lens writes the keys in an order that changes from process to process; the same SAE is to have the same hash.
+    config.write_text(json.dumps(json.loads(config.read_text()), indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def load_sae(folder: Path) -> SAE:

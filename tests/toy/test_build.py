@@ -83,6 +83,16 @@ def test_model_tokenizer_sae_and_data_load(built: Path) -> None:
     assert len(data.read_rows(built / "heldout.jsonl.gz")) == toy.HELDOUT_ROWS
 
 
+def test_what_depends_on_the_process_is_not_in_the_files(built: Path, tmp_path: Path) -> None:
+    config = json.loads((built / "sae" / "cfg.json").read_text())
+    assert list(config) == sorted(config)
+    words, model = AutoTokenizer.from_pretrained(built / "lm"), Qwen2ForCausalLM.from_pretrained(built / "lm")
+    words(["one", "one and two"], padding=True)
+    lm.save_model(model, words, tmp_path)
+    for name in ("tokenizer.json", "model.safetensors"):
+        assert (tmp_path / name).read_bytes() == (built / "lm" / name).read_bytes()
+
+
 def test_nothing_is_trained_on_the_heldout_set_or_on_the_pool(built: Path, seen: Seen) -> None:
     rows = [row for name in ("train", "heldout") for row in data.read_rows(built / f"{name}.jsonl.gz")]
     assert len(seen.texts) > 1000
