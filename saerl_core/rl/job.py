@@ -354,7 +354,12 @@ def _cpu_settings(config: RunConfig) -> dict[str, Any]:
         },
         "actor_rollout_ref.rollout.name": "saerl_cpu",
         "actor_rollout_ref.rollout.dtype": "float32",
-        "actor_rollout_ref.rollout.max_num_seqs": 512,
+        # The sampler's log-probabilities are the trainer's, to the last digit but one: no forward pass to redo them.
+        # (`ppo_kl` then measures that they agree.) Entropy comes with that pass, so it is asked for in the update.
+        "algorithm.rollout_correction.bypass_mode": True,
+        "actor_rollout_ref.actor.calculate_entropy": True,
+        # Small batches: while one is sampled, the one before it is scored and stored on the other core.
+        "actor_rollout_ref.rollout.max_num_seqs": 64,
         "actor_rollout_ref.rollout.free_cache_engine": False,
         "actor_rollout_ref.rollout.agent.num_workers": 1,
         "reward.num_workers": 1,

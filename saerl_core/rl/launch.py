@@ -11,8 +11,10 @@ import contextlib
 import fcntl
 import json
 import secrets
+import shlex
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,14 +27,15 @@ from saerl_core.errors import ArtifactError, TrainError
 from saerl_core.rl import process
 from saerl_core.rl.check import manifest_batches
 from saerl_core.rl.consumed import consumed_at
-from saerl_core.rl.job import AGENT_LOOPS, VerlJob
+from saerl_core.rl.job import AGENT_LOOPS, VERL_SIDE, VerlJob
 from saerl_core.rl.logs import telling_line
 from saerl_core.rl.metrics import HELDOUT, metric_files, parse_line
-from saerl_core.rl.overrides import spell
+from saerl_core.rl.overrides import key_of, spell
 
 JOB_FILE = "job.json"
 _POLL_SECONDS = 0.25
 _AGENT_LOOPS = "- {name: saerl_single_turn, _target_: saerl_agent_loop.single_turn}\n"
+_PY_EXECUTABLE = "ray_kwargs.ray_init.runtime_env.py_executable"
 _TRACKER = "latest_checkpointed_iteration.txt"
 
 
@@ -177,11 +180,10 @@ def _run_once(
     environment = job.child_environment() | {
         "VERL_FILE_LOGGER_PATH": str(metrics),
         "TMPDIR": record.ray_dir,  # verl leaves lock files
+        "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),  # else Ray makes one and leaves it in the home folder
     }
-    own_ray = any(override.startswith("+ray_kwargs.ray_init.address=") for override in job.overrides)
-    ray_dir = spell({"+ray_kwargs.ray_init._temp_dir": record.ray_dir}) if own_ray else ()
-    command = [job.python, "-m", "verl.trainer.main_ppo", *job.overrides, *ray_dir]
+    command = _command(job, record.ray_dir)
     child: subprocess.Popen[bytes] | None = None
     try:
         try:
@@ -195,11 +197,26 @@ def _run_once(
             steps_seen.add(step)
             if on_progress is not None:
                 on_progress(_progress(row, job.steps))
+            if step == job.steps and _may_end_early(job) and finished_checkpoint(job) is not None:
+                return 0  # nothing is left but seconds of polite farewells between processes
         return child.wait()
     finally:
         process.end(job.run_dir, record)
         if child is not None:
             child.wait()
+
+
+def _command(job: VerlJob, ray_dir: str) -> list[str]:
+    """The command line of one attempt, whose Ray lives in `ray_dir`."""
+    keys = {key_of(override) for override in job.overrides}
+    late: dict[str, Any] = {}
+    if "ray_kwargs.ray_init.address" in keys:  # a Ray of its own, not a cluster that is there
+        late["+ray_kwargs.ray_init._temp_dir"] = ray_dir
+    if job.engine == "gpu" or sys.platform != "linux" or _PY_EXECUTABLE in keys:
+        return [job.python, "-m", "verl.trainer.main_ppo", *job.overrides, *spell(late)]
+    fork, server = str(VERL_SIDE / "saerl_fork.py"), str(Path(ray_dir, "fork"))
+    late[_PY_EXECUTABLE] = shlex.join([job.python, "-I", "-S", fork, "worker", server])
+    return [job.python, fork, "driver", server, *job.overrides, *spell(late)]
 
 
 def _follow(path: Path, child: subprocess.Popen[bytes]) -> Iterator[str]:
@@ -227,6 +244,11 @@ def _check_consumed(job: VerlJob, step: int, expected: list[list[str]]) -> None:
 
 def _few(ids: list[str] | None) -> str:
     return "nothing" if ids is None else f"{len(ids)} prompts beginning {', '.join(ids[:3])}"
+
+
+def _may_end_early(job: VerlJob) -> bool:
+    """Not where a logger of the user's choice may still have to send its data."""
+    return job.engine == "cpu" and sum(key_of(override) == "trainer.logger" for override in job.overrides) == 1
 
 
 def _drop_stale_checkpoints(job: VerlJob) -> None:

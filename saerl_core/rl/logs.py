@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
-_RAY_PREFIX = re.compile(r"^\([\w:.]+ pid=\d+(?:, ip=[\w.:]+)?\)\s?")
+_RAY_PREFIX = re.compile(r"^\((?:raylet|(?:[\w:.]+ )?pid=\d+(?:, ip=[\w.:]+)?)\)\s?")
 _EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|OutOfMemory)(?:\(\w+\))?: \S.*")
 _WRAPPERS = ("RayTaskError", "RayActorError", "ActorDiedError", "CalledProcessError")
 _READ_BYTES = 2_000_000

@@ -13,23 +13,21 @@ from typing import Any
 
 import polars as pl
 
-PLAIN_NAMES: dict[str, str] = {
-    "reward_mean": "critic/score/mean",
-    "reward_max": "critic/score/max",
-    "reward_min": "critic/score/min",
-    "response_length_mean": "response_length/mean",
-    "response_clipped_share": "response_length/clip_ratio",
-    "pg_loss": "actor/pg_loss",
-    "ppo_kl": "actor/ppo_kl",
-    "kl": "actor/kl_loss",
-    "clipfrac": "actor/pg_clipfrac",
-    "entropy": "actor/entropy",
-    "grad_norm": "actor/grad_norm",
-    "lr": "actor/lr",
-    "rollout_log_prob_gap": "training/rollout_probs_diff_mean",
-    "seconds": "timing_s/step",
+PLAIN_NAMES: dict[str, tuple[str, ...]] = {
+    "reward_mean": ("critic/score/mean",),
+    "response_length_mean": ("response_length/mean",),
+    "response_clipped_share": ("response_length/clip_ratio",),
+    "pg_loss": ("actor/pg_loss",),
+    "ppo_kl": ("actor/ppo_kl",),
+    "kl": ("actor/kl_loss",),
+    "clipfrac": ("actor/pg_clipfrac",),
+    "entropy": ("actor/entropy", "actor/entropy_loss"),
+    "grad_norm": ("actor/grad_norm",),
+    "lr": ("actor/lr",),
+    "rollout_log_prob_gap": ("training/rollout_probs_diff_mean",),
+    "seconds": ("timing_s/step",),
 }
-"""Our name → verl's. A column is null where verl did not report it."""
+"""Our name → verl's, the first that it reports. A column is null where it reports none."""
 
 HELDOUT = "heldout_accuracy"
 _HELDOUT_KEY = "val-core/"
@@ -72,7 +70,9 @@ def parse_line(line: str) -> dict[str, Any] | None:
     except (ValueError, KeyError, TypeError):
         return None
     numbers = {key: float(value) for key, value in data.items() if isinstance(value, int | float)}
-    plain = {name: numbers.get(key) for name, key in PLAIN_NAMES.items()}
+    plain = {
+        name: next((numbers[key] for key in keys if key in numbers), None) for name, keys in PLAIN_NAMES.items()
+    }
     return {**numbers, **plain, "step": step, HELDOUT: _heldout(numbers)}
 
 

@@ -107,7 +107,7 @@ def _spell_value(value: Any) -> str:
 
 def _quote(text: str) -> str:
     """Plain words stay bare; anything else is quoted, as hydra's grammar wants it."""
-    if re.fullmatch(r"[A-Za-z_][\w\-]*", text) and text.lower() not in ("null", "true", "false", "nan", "inf"):
+    if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]*", text) and text.lower() not in ("null", "true", "false", "nan", "inf"):
         return text
     # Only quotes need an escape, and backslashes right before a quote.
     escaped = re.sub(r"(\\*)'", lambda match: match[1] * 2 + r"\'", text)

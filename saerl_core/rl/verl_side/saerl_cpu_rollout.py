@@ -19,8 +19,7 @@ from saerl_sampling import Answer, SamplingRule, answer_seed, sample_answers, st
 from verl.workers.rollout.base import BaseRollout
 from verl.workers.rollout.replica import RolloutReplica, TokenOutput
 
-_QUIET_SECONDS = 0.05  # a batch is complete once no request has arrived for so long
-_PATIENCE_SECONDS = 2.0  # but nobody waits longer than this
+_QUIET_SECONDS = 0.05  # a batch that is not full begins once no request has arrived for so long
 
 
 @dataclass(frozen=True)
@@ -91,16 +90,15 @@ class CpuRolloutServer:
     async def _serve(self) -> None:
         while True:
             await self._arrived.wait()
-            await self._until_quiet()
+            await self._until_full_or_quiet()
             requests, self._waiting = self._waiting, []
             self._arrived.clear()
             for batch in _batches(requests, self._settings.max_num_seqs):
                 await self._answer(batch)
 
-    async def _until_quiet(self) -> None:
-        clock = asyncio.get_running_loop().time
-        started, seen = clock(), -1
-        while len(self._waiting) != seen and clock() - started < _PATIENCE_SECONDS:
+    async def _until_full_or_quiet(self) -> None:
+        seen = -1
+        while seen < len(self._waiting) < self._settings.max_num_seqs:
             seen = len(self._waiting)
             await asyncio.sleep(_QUIET_SECONDS)
 
