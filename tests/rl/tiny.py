@@ -54,6 +54,30 @@ def save_tiny_policy(folder: Path, *, seed: int = 0, width: int = 32, layers: in
     return folder
 
 
+def warm_up(folder: Path, *, steps: int = 120, seed: int = 0) -> Path:
+    """Teach a tiny policy the form of an answer, `#` and a random digit, so that some answers are rewarded."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    rng = random.Random(seed)
+    for _ in range(steps):
+        rows = []
+        for _ in range(32):
+            chat = [{"role": "user", "content": f"{rng.randint(0, 9)}+{rng.randint(0, 9)}?"}]
+            prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+            rows.append(tokenizer.encode(f"{prompt}#{rng.randint(0, 9)}<|im_end|>"))
+        ids = torch.tensor(rows)
+        labels = ids.clone()
+        labels[:, :-3] = -100
+        model(input_ids=ids, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(folder)
+    return folder
+
+
 def save_manifest(root: Path, *, batch_size: int, batches: int, seed: int = 0) -> Path:
     """A sealed manifest of one-digit sums: prompt `a+b?`, answer `a` (a goal that a tiny policy can learn)."""
     rng = random.Random(seed)

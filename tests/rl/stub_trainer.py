@@ -1,0 +1,73 @@
+"""Stands in for the interpreter that runs verl: does what a job does to its folder, in milliseconds.
+
+Reads the job's overrides from its command line and its orders from the environment:
+
+    STUB_DIE_AT    step at which it dies, once (a second attempt lives)
+    STUB_DIE_ALWAYS=1  dies at that step in every attempt
+    STUB_SWAP_AT   step at which it trains on another batch
+    STUB_SLEEP     seconds per step
+    STUB_CHILD=1   leaves a grandchild running that nobody waits for
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import polars as pl
+
+
+def main() -> None:
+    settings = dict(arg.lstrip("+").split("=", 1) for arg in sys.argv[1:] if "=" in arg)
+
+    def text(key: str) -> str:
+        return settings[key].strip("'")
+
+    checkpoints = Path(text("trainer.default_local_dir"))
+    run_dir = checkpoints.parent
+    batch_size, steps = int(text("data.train_batch_size")), int(text("trainer.total_training_steps"))
+    save_every = int(text("trainer.save_freq"))
+    rows = pl.read_parquet(text("data.train_files"))["extra_info"].struct.field("id").to_list()
+    tracker = checkpoints / "latest_checkpointed_iteration.txt"
+    first = int(tracker.read_text()) + 1 if tracker.exists() else 1
+    if os.environ.get("STUB_CHILD"):
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+    for step in range(first, steps + 1):
+        time.sleep(float(os.environ.get("STUB_SLEEP", "0")))
+        _die_if_told(run_dir, step)
+        batch = step if os.environ.get("STUB_SWAP_AT") != str(step) else step - 1
+        _record(run_dir, step, rows[(batch - 1) * batch_size : batch * batch_size])
+        if step % save_every == 0 or step == steps:
+            _save(checkpoints, tracker, step)
+        with Path(os.environ["VERL_FILE_LOGGER_PATH"]).open("a") as file:
+            data = {"critic/score/mean": step / 10, "timing_s/step": 0.1, "attempt": first}
+            file.write(json.dumps({"step": step, "data": data}) + "\n")
+
+
+def _die_if_told(run_dir: Path, step: int) -> None:
+    died = run_dir / "died"
+    if os.environ.get("STUB_DIE_AT") == str(step) and (os.environ.get("STUB_DIE_ALWAYS") or not died.exists()):
+        died.touch()
+        raise ValueError(f"told to die at step {step}")
+
+
+def _record(run_dir: Path, step: int, ids: list[str]) -> None:
+    folder = run_dir / "consumed"
+    folder.mkdir(exist_ok=True)
+    (folder / f"step-{step:06d}.json").write_text(json.dumps({"step": step, "ids": ids, "answers": [4] * len(ids)}))
+
+
+def _save(checkpoints: Path, tracker: Path, step: int) -> None:
+    folder = checkpoints / f"global_step_{step}" / "actor" / "huggingface"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").touch()
+    tracker.write_text(str(step))
+
+
+if __name__ == "__main__":
+    main()

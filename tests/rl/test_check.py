@@ -1,0 +1,73 @@
+"""verl's own code judges a job before it starts, for both engines, on a machine without a GPU."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from saerl_core.errors import TrainError
+from saerl_core.rl.check import check_config_only, check_job
+from saerl_core.rl.job import build_job
+from tests.rl.conftest import MakeConfig
+
+pytest.importorskip("verl", reason="verl is not installed (pip install 'saerl[verl]')")
+
+
+@pytest.mark.parametrize("engine", ["cpu", "gpu"])
+def test_a_good_job_passes_with_the_manifests_batches(
+    make_config: MakeConfig, manifest_dir: Path, heldout_parquet: Path, tmp_path: Path, engine: str
+) -> None:
+    check = check_job(build_job(make_config(train={"engine": engine}), manifest_dir, heldout_parquet, tmp_path / "run"))
+    assert (check.engine, check.steps, check.rows, check.heldout_rows) == (engine, 6, 24, 8)
+    assert 10 < check.longest_prompt <= 64
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_policy_that_is_not_here_can_still_have_its_configuration_checked(make_config: MakeConfig) -> None:
+    config = make_config(
+        train={"engine": "gpu", "gpus": 2, "tensor_parallel": 2}, policy={"model": "Qwen/Qwen2.5-Math-1.5B"}
+    )
+    check = check_config_only(config)
+    assert (check.engine, check.model_found) == ("gpu", False)
+    assert check.verl.startswith("0.9")
+
+
+def test_what_verl_refuses_is_one_line(make_config: MakeConfig) -> None:
+    config = make_config(train={"overrides": ["actor_rollout_ref.actor.loss_agg_mode=typo"]})
+    with pytest.raises(TrainError, match="verl refuses the job") as caught:
+        check_config_only(config)
+    assert "typo" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_prompt_that_is_too_long_is_named(make_config: MakeConfig, manifest_dir: Path, tmp_path: Path) -> None:
+    job = build_job(make_config(policy={"max_prompt_tokens": 10}), manifest_dir, None, tmp_path / "run")
+    with pytest.raises(TrainError, match=r"prompt 'p0-0' has \d+ tokens, policy.max_prompt_tokens is 10"):
+        check_job(job)
+
+
+def test_code_that_comes_with_a_model_is_refused_unless_trusted(
+    make_config: MakeConfig, tiny_policy_dir: Path, manifest_dir: Path, tmp_path: Path
+) -> None:
+    policy = tmp_path / "policy"
+    shutil.copytree(tiny_policy_dir, policy)
+    tokenizer = json.loads((policy / "tokenizer_config.json").read_text())
+    tokenizer["auto_map"] = {"AutoTokenizer": ["evil.Tokenizer", None]}
+    (policy / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    job = build_job(make_config(policy={"model": str(policy)}), manifest_dir, None, tmp_path / "run")
+    with pytest.raises(TrainError, match=r"policy\.trust_remote_code"):
+        check_job(job)
+
+
+def test_an_interpreter_without_verl_is_told_apart(make_config: MakeConfig, tmp_path: Path) -> None:
+    bare = tmp_path / "python"
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')
+    bare.chmod(0o755)
+    with pytest.raises(TrainError, match="No module named 'verl'"):
+        check_config_only(make_config(train={"python": str(bare)}))
+    with pytest.raises(TrainError, match=r"train\.python: no interpreter"):
+        check_config_only(make_config(train={"python": "/nowhere/python"}))
