@@ -1,6 +1,6 @@
 """One child process and everything it spawns: started apart, found again after a crash, ended to the last process.
 
-A verl job is a driver, Ray's servers, and workers that Ray re-parents and renames. What ties them together is a random
+A verl job is a driver, Ray's servers, and workers that are re-parented and renamed. What ties them together is a random
 token in their environment and the Ray folder on their command lines; both are written to `process.json` before the
 child starts. So a later process can end exactly these and never one that merely got the same pid.
 """
@@ -83,7 +83,7 @@ def end(run_dir: Path, record: ProcessRecord) -> int:
     """
     ended: set[int] = set()
     deadline = time.monotonic() + _END_SECONDS
-    while (found := members(record)) and time.monotonic() < deadline:
+    while (found := members(run_dir, record)) and time.monotonic() < deadline:
         for process in found:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -94,23 +94,27 @@ def end(run_dir: Path, record: ProcessRecord) -> int:
     return len(ended)
 
 
-def members(record: ProcessRecord) -> list[psutil.Process]:
-    """Living processes of an attempt: its child, that one's descendants, and all that carry its token or Ray folder."""
+def members(run_dir: Path, record: ProcessRecord) -> list[psutil.Process]:
+    """Living processes of an attempt: its child, all that carry its token or Ray folder, and their descendants."""
     found: dict[int, psutil.Process] = {}
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            if process.status() != psutil.STATUS_ZOMBIE and _belongs(process, record):
+            if process.status() != psutil.STATUS_ZOMBIE and _belongs(process, record, run_dir):
                 found[process.pid] = process
                 found.update((child.pid, child) for child in process.children(recursive=True))
     return [process for process in found.values() if process.is_running()]
 
 
-def _belongs(process: psutil.Process, record: ProcessRecord) -> bool:
+def _belongs(process: psutil.Process, record: ProcessRecord, run_dir: Path) -> bool:
     if process.pid == record.pid and process.create_time() == record.created:
         return True
-    if any(record.ray_dir in argument for argument in process.cmdline()):
+    command = process.cmdline()
+    if any(record.ray_dir in argument for argument in command):
         return True
-    return process.environ().get(TOKEN_VARIABLE) == record.token
+    if process.environ().get(TOKEN_VARIABLE) == record.token:
+        return True
+    # Ray's agents write their title over command line and environment; their folder is still the run's.
+    return bool(command) and command[0].startswith("ray::") and process.cwd() == str(run_dir)
 
 
 def _write(run_dir: Path, record: ProcessRecord) -> None:

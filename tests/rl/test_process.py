@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -33,7 +35,7 @@ def test_a_child_gets_a_session_of_its_own_and_writes_to_the_log(run_dir: Path) 
 
 def test_reaping_ends_what_an_earlier_process_started(run_dir: Path) -> None:
     child, record = process.start(process.new_record(), _SLEEP, dict(os.environ), run_dir, run_dir / "log")
-    assert [member.pid for member in process.members(record)] == [child.pid]
+    assert [member.pid for member in process.members(run_dir, record)] == [child.pid]
     assert process.reap(run_dir) == 1
     assert not psutil.pid_exists(child.pid)
     assert not (run_dir / process.RECORD).exists()
@@ -58,6 +60,26 @@ def test_a_record_without_a_pid_still_finds_its_child(run_dir: Path) -> None:
     (run_dir / process.RECORD).write_text(json.dumps(asdict(replace(record, pid=None, created=None))))
     assert process.reap(run_dir) == 1
     child.wait(5)
+
+
+def test_rays_agents_are_known_by_title_and_folder(run_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """They overwrite their command line and environment, and outlive a driver that is killed."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    code = "import time; print(flush=True); time.sleep(600)"
+    agents = [
+        psutil.Popen(["ray::DashboardAgent", "-c", code], executable=sys.executable, cwd=cwd, stdout=subprocess.PIPE)
+        for cwd in (run_dir, elsewhere)
+    ]
+    try:
+        for agent in agents:
+            agent.stdout.readline()
+        assert process.end(run_dir, process.new_record()) == 1
+        assert [agent.is_running() and agent.status() != psutil.STATUS_ZOMBIE for agent in agents] == [False, True]
+    finally:
+        for agent in agents:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                agent.kill()
+            agent.wait()
 
 
 def test_a_broken_record_harms_nobody(run_dir: Path) -> None:
