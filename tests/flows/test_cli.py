@@ -30,7 +30,8 @@ def saerl(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], t
             cli.main()
         except SystemExit as stop:
             code = int(stop.code or 0)
-        return code, *capsys.readouterr()
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
 
     return run
 
