@@ -9,7 +9,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from flows import stages
 from flows.stages import StageRecord
@@ -45,11 +44,10 @@ def watching() -> Iterator[None]:
 
 def show_counts(outcome: Mapping[str, Any]) -> None:
     """The short table at the end of a run."""
-    table = Table.grid(padding=(0, 2))
-    for name, value in _rows(outcome):
-        table.add_row(f"[dim]{name}[/]", value)
     console.print()
-    console.print(table)
+    for name, value in _rows(outcome):
+        console.print(f"  {name:<20}", style="dim", end="")
+        console.print(value, markup=False, soft_wrap=True)  # a path that is cut short cannot be copied
 
 
 def _rows(outcome: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
