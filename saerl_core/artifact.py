@@ -156,7 +156,7 @@ def verify(ref: ArtifactRef) -> None:
         ArtifactError: names the first file that is missing, extra, or changed.
     """
     if ref.path.is_file():
-        if _file_hash(ref.path) != ref.sha256:
+        if file_hash(ref.path) != ref.sha256:
             raise ArtifactError(f"{ref.path}: changed since it was written (SHA-256 differs)")
         return
     header_name = next((name for name in (HEADER, "manifest.json") if (ref.path / name).is_file()), HEADER)
@@ -175,7 +175,7 @@ def verify_folder(folder: Path, sha256: str, header_name: str = HEADER) -> dict[
         ArtifactError: names the first file that is missing, extra, or changed.
     """
     header = read_header(folder, header_name)
-    if not _file_hash(folder / header_name).startswith(sha256):
+    if not file_hash(folder / header_name).startswith(sha256):
         raise ArtifactError(f"{folder / header_name}: does not hash to {sha256[:ID_LENGTH]}: changed since it was "
                             "written, or the folder was renamed")
     for name, entry in header["files"].items():
@@ -184,7 +184,7 @@ def verify_folder(folder: Path, sha256: str, header_name: str = HEADER) -> dict[
             raise ArtifactError(f"{file}: missing")
         if file.stat().st_size != entry["size"]:
             raise ArtifactError(f"{file}: {file.stat().st_size} bytes, {entry['size']} were written")
-        if _file_hash(file) != entry["sha256"]:
+        if file_hash(file) != entry["sha256"]:
             raise ArtifactError(f"{file}: changed since it was written (SHA-256 differs)")
     known = {*header["files"], header_name}
     for file in sorted(folder.rglob("*")):
@@ -193,14 +193,14 @@ def verify_folder(folder: Path, sha256: str, header_name: str = HEADER) -> dict[
     return header
 
 
-def _file_hash(path: Path) -> str:
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, read once a process unless its size, time or inode change."""
     status = path.stat()
     return _hash_once(path, status.st_size, status.st_mtime_ns, status.st_ino)
 
 
 @lru_cache(maxsize=4096)
 def _hash_once(path: Path, _size: int, _mtime_ns: int, _inode: int) -> str:
-    """Several stages read the same artifact in one process: hash it once, unless the file changes."""
     return hash_file(path)
 
 

@@ -19,9 +19,9 @@ import safetensors
 import safetensors.numpy
 import scipy.sparse as sp
 
-from saerl_core.artifact import ArtifactRef, write_file
+from saerl_core.artifact import ArtifactRef, file_hash, write_file
 from saerl_core.errors import ArtifactError
-from saerl_core.hashing import hash_file, hash_value
+from saerl_core.hashing import hash_value
 
 VERSION = 1
 _KEY_BYTES = 16
@@ -130,7 +130,7 @@ def find_rows(store: Path, keys: Iterable[str]) -> dict[str, tuple[Path, int]]:
     wanted = set(keys)
     found: dict[str, tuple[Path, int]] = {}
     for segment in sorted(store.glob("*.safetensors")):
-        if hash_file(segment) != segment.stem:
+        if file_hash(segment) != segment.stem:
             logger.warning("%s: damaged (its name is not its hash); removed, its prompts will be read again", segment)
             segment.unlink()
             continue

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -60,7 +59,9 @@ def test_a_run_that_is_killed_goes_on_batch_for_batch_and_a_second_run_trains_no
 
     first = start(path)
     killed_at = _wait_for_step(tmp_path, 3, first)
-    first.send_signal(signal.SIGKILL)
+    for process in psutil.Process(first.pid).children(recursive=True):  # all at once, as when a machine goes down
+        process.kill()
+    first.kill()
     first.wait()
 
     outcome = finish(path)
