@@ -57,6 +57,7 @@ class ColumnsConfig(Section):
     """A difficulty level, if the data set has one. Used in the report only."""
     pass_rate: str | None = None
     """Measured pass rates in [0, 1], used when `labels.source: column`."""
+    quality: str | None = None
 
 
 PRESETS: dict[str, ColumnsConfig] = {
@@ -171,42 +172,70 @@ class LabelsConfig(Section):
 
 
 class DifficultyConfig(Section):
-    """Difficulty: a proxy for 1 − pass rate, fitted on the labelled subset."""
+    """Difficulty: what 1 − pass rate is believed to be."""
 
-    method: Literal["elastic_net"] = "elastic_net"
-    """ElasticNet on pooled features, its strength chosen by cross-validation (the paper's proxy)."""
+    method: Literal["ridge", "elastic_net", "level", "length", "nll", "active_features", "activation_mass",
+                    "none"] = "ridge"
+    """Learned from labels: `ridge` (better when labels are few), `elastic_net` (the paper's proxy). Without labels:
+    `level` (`data.columns.level`), `length` in tokens, `nll` (the policy's own surprise at the prompt),
+    `active_features`, `activation_mass`. `none`: all prompts count as equally hard."""
     l1_ratio: Share = 0.5
-    """Mix of L1 (1.0) and L2 (0.0)."""
+    """ElasticNet's mix of L1 (1.0) and L2 (0.0)."""
     min_rows_per_feature: Count = 3
     """Features that fire on fewer labelled prompts are left out."""
     folds: Annotated[int, Field(ge=2)] = 5
-    """Cross-validation folds, for the penalty and for the held-out figures."""
+    """Cross-validation folds, for the held-out figures and for ElasticNet's penalty."""
+    rewards: Annotated[str | None, INCIDENTAL] = None
+    """Folder of an earlier training (`saerl-out/runs/NAME`): the rewards seen there correct the proxy's predictions."""
+    prior_strength: Annotated[float, Field(gt=0)] = 8.0
+    """How many seen answers a prediction is worth."""
+    decay: Annotated[float, Field(gt=0, le=1)] = 0.98
+    """Weight of a seen answer for each step of training after it: the policy has moved since. 1: all count alike."""
 
 
 CorruptionKind = Literal["garbled_words", "garbled_letters", "truncated", "question_removed", "numbers_removed"]
 
 
 class QualityConfig(Section):
-    """Quality: a probe that tells intact prompts from corrupted ones."""
+    """Quality: a probe that tells good prompts from bad ones, and a look at the answers."""
 
-    method: Literal["logistic", "none"] = "logistic"
-    """Logistic regression on pooled features of your prompts and of corrupted copies. `none`: keep everything."""
+    method: Literal["logistic", "ridge", "mlp", "none"] = "logistic"
+    """The probe on pooled features. `none`: keep everything."""
+    labels: Literal["corruptions", "column", "rollouts"] = "corruptions"
+    """What is bad. `corruptions`: copies of your prompts, damaged on purpose. `column`: `data.columns.quality` below
+    0.5. `rollouts`: labelled prompts that were never solved (bad ones, and hard ones)."""
     count: Annotated[int, Field(ge=40)] = 400
     """Prompts from which corrupted copies are made, one each."""
     corruptions: Annotated[tuple[CorruptionKind, ...], Field(min_length=1)] = (
         "garbled_words", "garbled_letters", "truncated", "question_removed", "numbers_removed",
     )
     """Kinds of damage, in equal shares."""
+    hidden: Count = 32
+    """Width of the hidden layer of `mlp`."""
     threshold: Share = 0.5
     """Prompts that score lower are dropped."""
     max_drop_share: Share = 0.25
     """Never drop more than this share: the best of those below the threshold are kept, and the report says so."""
+    drop_share: Share | None = None
+    """In place of a threshold: drop this share, the worst."""
     min_auc: Annotated[float, Field(ge=0.5, le=1)] = 0.6
     """The gate: the 95% lower bound of the held-out AUC must exceed this, or nothing is filtered."""
     max_gap: Share = 0.2
     """The gate: training AUC may exceed held-out AUC by this much, or the probe merely memorises."""
+    suspect_answers: Share = 0.0
+    """Drop this share of the prompts: those whose answer the policy finds least likely, if its likelihoods tell right
+    answers from wrong ones at all (the same gate). A hard prompt's answer is unlikely too. 0: off."""
+    answer_format: str = "{answer}"
+    """How the policy would write an answer, for its likelihood: for example `#### {answer}`."""
     seed: int = 0
     """Seed of the corruptions and of the split."""
+
+    @field_validator("answer_format")
+    @classmethod
+    def _has_a_place(cls, text: str) -> str:
+        if text.count("{answer}") != 1:
+            raise ValueError("must hold {answer} once")
+        return text
 
 
 class ScheduleConfig(Section):
@@ -334,6 +363,19 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     base: Place = "."
     """Folder to which relative paths refer. Set by the reader of the file; rarely by hand."""
+
+    @model_validator(mode="after")
+    def _methods_have_their_columns(self) -> Self:
+        columns = self.data.effective_columns()
+        if self.difficulty.method == "level" and columns.level is None:
+            raise ValueError("difficulty.method is 'level' but data.columns.level names none: name the column, or set "
+                             "difficulty.method: ridge")
+        if self.quality.method != "none" and self.quality.labels == "column" and columns.quality is None:
+            raise ValueError("quality.labels is 'column' but data.columns.quality names none: name the column, or set "
+                             "quality.labels: corruptions")
+        if self.quality.method != "none" and self.quality.labels == "rollouts" and self.labels.source == "none":
+            raise ValueError("quality.labels is 'rollouts' but labels.source is 'none': nothing is labelled")
+        return self
 
     @model_validator(mode="after")
     def _labels_have_a_source(self) -> Self:

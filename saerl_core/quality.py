@@ -1,8 +1,11 @@
-"""Quality in [0, 1], higher = better: a probe that tells intact prompts from damaged copies of them.
+"""Quality in [0, 1], higher = better: a probe that tells good prompts from bad ones.
 
-The probe must earn its place. It is fitted on some prompts and measured on others; where it does not beat chance
-there, or where it merely memorises, nothing is filtered and the report says so. What it can see is text that was
-damaged. It cannot see a wrong answer key: that is not in the prompt.
+What is bad is said by damaged copies that the stage makes itself, by a column of the data, or by rollouts (a prompt
+that was never solved). The probe must earn its place: it is fitted on some prompts and measured on others; where it
+does not beat chance there, or where it merely memorises, nothing is filtered and the report says so.
+
+What it can see is text. It cannot see a wrong answer key: that is not in the prompt. For that there is the likelihood
+of the answer (`suspicion`), which has a gate of its own.
 """
 
 from __future__ import annotations
@@ -12,87 +15,113 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 
 from saerl_core.config import QualityConfig
-from saerl_core.features import FeatureRows, concatenate, take
-from saerl_core.probes import Probe, auc, bootstrap_interval, fit_logistic
+from saerl_core.probes import Probe, auc, bootstrap_interval, fit_logistic, fit_mlp, fit_ridge
 
-VERSION = 1
+VERSION = 2
 _HELD_OUT_SHARE = 0.3
+_HELD_OUT_SHOWN = 2000
+INTACT = "intact"
+
+
+@dataclass(frozen=True)
+class Examples:
+    """m prompts that are known to be good or bad."""
+
+    x: sp.csr_array
+    """[m, d], `probes.inputs`"""
+    good: np.ndarray
+    """bool [m]"""
+    group: np.ndarray
+    """int [m]: a prompt and its copies share a number, and so a side of the split"""
+    kind: np.ndarray
+    """str [m]: kind of damage, `intact` where there is none"""
 
 
 @dataclass(frozen=True)
 class QualityReport:
-    """What the probe is worth on prompts that it has not seen, neither intact nor damaged."""
+    """What the probe is worth on prompts that it has not seen, in no version."""
 
     method: str
+    labels: str
     used: bool
     why: str
-    pairs: int
-    """prompts with a damaged copy"""
+    good: int
+    bad: int
     auc: float | None
-    """held out, intact against damaged"""
+    """held out, good against bad"""
     auc_low: float | None
     auc_high: float | None
     auc_train: float | None
     auc_by_kind: dict[str, float]
     """held out, each kind of damage against its own originals"""
     held_out: list[tuple[float, str]]
-    """(score, `intact` or kind of damage)"""
+    """(score, `intact` or kind of damage), at most 2,000 of them"""
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
         return asdict(self)
 
 
-def switched_off() -> QualityReport:
-    """The report of a run with `quality.method: none`."""
-    why = "quality.method is none: nothing is filtered"
-    return QualityReport("none", False, why, 0, None, None, None, None, {}, [])
+def unused(config: QualityConfig, why: str) -> QualityReport:
+    """The report of a run in which no probe is fitted."""
+    return QualityReport(config.method, config.labels, False, why, 0, 0, None, None, None, None, {}, [])
 
 
-def fit(intact: FeatureRows, damaged: FeatureRows, kinds: Sequence[str],
-        config: QualityConfig) -> tuple[Probe | None, QualityReport]:
-    """Fit the probe on most pairs, measure it on the rest.
+def fit(examples: Examples, config: QualityConfig) -> tuple[Probe | None, QualityReport]:
+    """Fit the probe on most groups, measure it on the rest.
 
     Args:
-        intact: Features of n prompts.
-        damaged: Features of their damaged copies, in the same order.
-        kinds: Kind of damage of each copy.
+        examples: Known prompts, both classes among them.
         config: Method and gate.
 
     Returns:
         The probe that was measured (None where the gate is closed), and its report.
     """
-    n = len(intact)
-    order = np.random.default_rng(config.seed).permutation(n)
-    cut = round(n * _HELD_OUT_SHARE)
-    held_out, fit_rows = np.sort(order[:cut]), np.sort(order[cut:])
-    probe = fit_logistic(concatenate([take(intact, fit_rows), take(damaged, fit_rows)]),
-                         np.repeat([True, False], len(fit_rows)))
-    scores_intact, scores_damaged = probe.predict(intact), probe.predict(damaged)
+    good, bad = int(examples.good.sum()), int((~examples.good).sum())
+    if min(good, bad) < 10:
+        return None, unused(config, f"{good} good and {bad} bad prompts are known: too few to learn from")
+    groups = np.random.default_rng(config.seed).permutation(np.unique(examples.group))
+    held_out_groups = np.sort(groups[: round(len(groups) * _HELD_OUT_SHARE)])
+    held_out = np.isin(examples.group, held_out_groups)
+    probe = _fit(examples.x[np.flatnonzero(~held_out)], examples.good[~held_out], config)
+    scores = probe.predict(examples.x)
 
-    def area(rows: np.ndarray) -> float:
-        return auc(np.concatenate([scores_intact[rows], scores_damaged[rows]]), np.repeat([True, False], len(rows)))
+    def area(of: np.ndarray) -> float:
+        return auc(scores[of], examples.good[of])
 
-    held_out_auc, train_auc = area(held_out), area(fit_rows)
-    low, high = bootstrap_interval(lambda i: area(held_out[i]), len(held_out))
-    kind = np.asarray(kinds)
-    by_kind = {name: round(area(held_out[kind[held_out] == name]), 6) for name in sorted(set(kinds))}
-    figures = f"held-out AUC {held_out_auc:.3f} (95% interval {low:.3f} to {high:.3f}), training AUC {train_auc:.3f}"
+    rows_of = [np.flatnonzero(examples.group == number) for number in held_out_groups]
+    tested, train_auc = area(held_out), area(~held_out)
+    low, high = bootstrap_interval(lambda i: area(np.concatenate([rows_of[j] for j in i])), len(rows_of))
+    by_kind = {str(kind): round(area(held_out & np.isin(examples.group, examples.group[examples.kind == kind])
+                                     & np.isin(examples.kind, [kind, INTACT])), 6)
+               for kind in np.unique(examples.kind) if kind != INTACT}
+    figures = f"held-out AUC {tested:.3f} (95% interval {low:.3f} to {high:.3f}), training AUC {train_auc:.3f}"
     if low <= config.min_auc:
         used, why = False, f"{figures}: not above quality.min_auc = {config.min_auc}, so nothing is filtered"
-    elif train_auc - held_out_auc > config.max_gap:
+    elif train_auc - tested > config.max_gap:
         used, why = False, f"{figures}: the probe memorises (quality.max_gap = {config.max_gap}), nothing is filtered"
     else:
         used, why = True, figures
     report = QualityReport(
-        method=config.method, used=used, why=why, pairs=n, auc=round(held_out_auc, 6), auc_low=round(low, 6),
-        auc_high=round(high, 6), auc_train=round(train_auc, 6), auc_by_kind=by_kind,
-        held_out=[(round(float(scores_intact[i]), 4), "intact") for i in held_out]
-        + [(round(float(scores_damaged[i]), 4), str(kind[i])) for i in held_out],
+        method=config.method, labels=config.labels, used=used, why=why, good=good, bad=bad, auc=round(tested, 6),
+        auc_low=round(low, 6), auc_high=round(high, 6), auc_train=round(train_auc, 6), auc_by_kind=by_kind,
+        held_out=[(round(float(scores[i]), 4), str(examples.kind[i]))
+                  for i in np.flatnonzero(held_out)[:_HELD_OUT_SHOWN]],
     )
     return (probe if used else None), report
+
+
+def _fit(x: sp.csr_array, good: np.ndarray, config: QualityConfig) -> Probe:
+    match config.method:
+        case "ridge":
+            return fit_ridge(x, good.astype(np.float64), seed=config.seed)
+        case "mlp":
+            return fit_mlp(x, good, hidden=config.hidden, seed=config.seed)
+        case _:
+            return fit_logistic(x, good)
 
 
 def low_quality(scores: np.ndarray, config: QualityConfig) -> tuple[np.ndarray, str]:
@@ -100,16 +129,61 @@ def low_quality(scores: np.ndarray, config: QualityConfig) -> tuple[np.ndarray, 
 
     Args:
         scores: float [n].
-        config: `threshold` and `max_drop_share`.
+        config: `drop_share`, or `threshold` and `max_drop_share`.
 
     Returns:
         bool [n] and a note (empty where all is well).
     """
     below = scores < config.threshold
-    most = int(len(scores) * config.max_drop_share)
-    if below.sum() <= most:
+    share = config.max_drop_share if config.drop_share is None else config.drop_share
+    most = int(len(scores) * share)
+    if config.drop_share is None and below.sum() <= most:
         return below, ""
     worst = np.zeros_like(below)
     worst[np.argsort(scores, kind="stable")[:most]] = True
+    if config.drop_share is not None:
+        return worst, ""
     return worst, (f"{int(below.sum())} prompts score below quality.threshold; only the worst {most} are dropped "
                    f"(quality.max_drop_share = {config.max_drop_share}): does the probe fit this data set?")
+
+
+@dataclass(frozen=True)
+class SuspicionReport:
+    """Whether the likelihood of an answer tells right keys from wrong ones that were made on purpose."""
+
+    used: bool
+    why: str
+    pairs: int
+    auc: float | None
+    auc_low: float | None
+    auc_high: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return asdict(self)
+
+
+def suspicion(right: Sequence[float] | np.ndarray, wrong: Sequence[float] | np.ndarray,
+              config: QualityConfig) -> SuspicionReport:
+    """The gate of `quality.suspect_answers`. Nothing is fitted, so every pair is held out.
+
+    Args:
+        right: Negative log-likelihood per token of m answers, given their prompts.
+        wrong: The same of a wrong answer to each of these prompts.
+        config: `min_auc`.
+    """
+    if len(right) < 20:
+        return SuspicionReport(False, f"{len(right)} answers hold a number that can be made wrong: too few to tell "
+                                      "whether the model knows right from wrong", len(right), None, None, None)
+    nll = np.stack([np.asarray(right), np.asarray(wrong)])
+
+    def area(rows: np.ndarray) -> float:
+        return auc(nll[:, rows].ravel(), np.repeat([False, True], len(rows)))
+
+    found = area(np.arange(len(right)))
+    low, high = bootstrap_interval(area, len(right))
+    used = low > config.min_auc
+    why = f"AUC {found:.3f} (95% interval {low:.3f} to {high:.3f}) of right against wrong answers"
+    if not used:
+        why += f": not above quality.min_auc = {config.min_auc}, so no answer is suspected"
+    return SuspicionReport(used, why, len(right), round(found, 6), round(low, 6), round(high, 6))

@@ -1,22 +1,31 @@
-"""Stages `corrupt` and `quality`: damaged copies of the user's own prompts → a probe → how intact every prompt is."""
+"""Stages `corrupt`, `quality` and `suspicion`: examples of bad prompts → a probe → how good every prompt is."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
+import scipy.sparse as sp
 
 from saerl_core import artifact, corruptions
 from saerl_core import quality as core
 from saerl_core.artifact import ArtifactRef
 from saerl_core.config import QualityConfig
-from saerl_core.features import take
+from saerl_core.features import FeatureRows
+from saerl_core.probes import inputs
 from saerl_core.prompts import MESSAGES
+from saerl_core.quality import INTACT, Examples
 from tasks.caching import stage
 from tasks.extract import load_messages, load_rows
-from tasks.read import TABLE
+from tasks.label import load_labels
+from tasks.likelihood import load_likelihood
+from tasks.read import TABLE, load_usable
 from tasks.scores import seal_scores
+
+_REPORT = "report.json"
 
 
 @stage("corrupt", core.VERSION)
@@ -33,14 +42,62 @@ def corrupt(root: Path, table: ArtifactRef, config: QualityConfig, instruction: 
 
 
 @stage("quality", core.VERSION)
-def quality(root: Path, features: ArtifactRef, damaged: ArtifactRef | None, damaged_features: ArtifactRef | None,
-            config: QualityConfig) -> ArtifactRef:
+def quality(root: Path, features: ArtifactRef, table: ArtifactRef, labels: ArtifactRef | None,
+            damaged: ArtifactRef | None, damaged_features: ArtifactRef | None, config: QualityConfig) -> ArtifactRef:
     """Fit the probe, measure it, and score every usable prompt; 1 for all where it is not used."""
     rows = load_rows(features)
-    probe, report = None, core.switched_off()
-    if damaged is not None and damaged_features is not None:
+    if config.method == "none":
+        probe, report = None, core.unused(config, "quality.method is none: nothing is filtered")
+    elif damaged is not None and damaged_features is not None:
         made = pl.read_parquet(damaged.path / TABLE, columns=["row", "kind"])
-        probe, report = core.fit(take(rows, made["row"].to_numpy()), load_rows(damaged_features),
-                                 made["kind"].to_list(), config)
-    scores = probe.predict(rows) if probe else np.ones(len(rows))
+        probe, report = core.fit(_pairs(rows, load_rows(damaged_features), made), config)
+    else:
+        known = _rated(load_usable(table)) if config.labels == "column" else _solved(labels)
+        probe, report = core.fit(_labelled(rows, known), config)
+    scores = probe.predict(inputs(rows)) if probe else np.ones(len(rows))
     return seal_scores(root, "quality", scores, report.to_json(), probe)
+
+
+def _pairs(rows: FeatureRows, damaged: FeatureRows, made: pl.DataFrame) -> Examples:
+    """Intact prompts and their damaged copies."""
+    n, originals = made.height, made["row"].to_numpy()
+    return Examples(x=sp.vstack([inputs(rows)[originals], inputs(damaged)], format="csr"),
+                    good=np.repeat([True, False], n), group=np.tile(np.arange(n), 2),
+                    kind=np.array([INTACT] * n + made["kind"].to_list()))
+
+
+def _labelled(rows: FeatureRows, known: pl.DataFrame) -> Examples:
+    """Prompts that a column or their rollouts call good or bad."""
+    good = known["good"].to_numpy()
+    return Examples(x=inputs(rows)[known["row"].to_numpy()], good=good, group=np.arange(len(good)),
+                    kind=np.where(good, INTACT, "bad"))
+
+
+def _rated(usable: pl.DataFrame) -> pl.DataFrame:
+    return usable.select(pl.int_range(pl.len(), dtype=pl.Int64).alias("row"),
+                         (pl.col("quality") >= 0.5).alias("good")).drop_nulls()
+
+
+def _solved(labels: ArtifactRef | None) -> pl.DataFrame:
+    assert labels is not None
+    return load_labels(labels).filter(~pl.col("doubtful")).select("row", (pl.col("pass_rate") > 0).alias("good"))
+
+
+@stage("suspicion", core.VERSION)
+def suspicion(root: Path, likelihood: ArtifactRef, config: QualityConfig) -> ArtifactRef:
+    """Which answers the policy finds least likely, if its likelihoods tell right answers from wrong ones at all."""
+    found = load_likelihood(likelihood)
+    tried = found.filter(pl.col("wrong_nll").is_not_null())
+    report = core.suspicion(tried["answer_nll"].to_numpy(), tried["wrong_nll"].to_numpy(), config)
+    nll = found["answer_nll"].to_numpy()
+    most = int(len(nll) * config.suspect_answers) if report.used else 0
+    suspects = np.sort(np.argsort(-nll, kind="stable")[:most])
+    with artifact.staging(root / "artifacts") as staged:
+        artifact.write_json(staged / _REPORT, {**report.to_json(), "rows": suspects.tolist()})
+        return artifact.seal(staged, "suspicion", {"stage": "suspicion", "used": report.used})
+
+
+def load_suspicion(ref: ArtifactRef) -> tuple[list[int], dict[str, Any]]:
+    """(suspected rows among the usable prompts, report)."""
+    report = json.loads((ref.path / _REPORT).read_text(encoding="utf-8"))
+    return report.pop("rows"), report

@@ -7,12 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
-from sklearn.linear_model import ElasticNetCV, LogisticRegression
+from sklearn.linear_model import ElasticNetCV, LogisticRegression, Ridge
 from sklearn.metrics import roc_auc_score
+from sklearn.neural_network import MLPClassifier
 
-from saerl_core import difficulty, probes, quality
-from saerl_core.config import DifficultyConfig, QualityConfig
+from saerl_core import probes
 from saerl_core.features import FeatureRows
+from saerl_core.probes import inputs
 from tests.core.rows import rows_from_dense
 
 
@@ -32,8 +33,8 @@ def test_elastic_net_agrees_with_scikit_learn_on_dense_standardised_features() -
     order = np.random.default_rng(0).permutation(len(pass_rate))
     model = ElasticNetCV(l1_ratio=0.5, cv=5, alphas=20, eps=3e-3, max_iter=2000, tol=1e-3)
     model.fit(scaled[order], (1 - pass_rate)[order])
-    probe = probes.fit_elastic_net(rows, 1 - pass_rate, l1_ratio=0.5, folds=5, min_rows_per_feature=3)
-    assert np.allclose(probe.predict(rows), np.clip(model.predict(scaled), 0, 1), atol=2e-3)
+    probe = probes.fit_elastic_net(inputs(rows), 1 - pass_rate, l1_ratio=0.5, folds=5)
+    assert np.allclose(probe.predict(inputs(rows)), np.clip(model.predict(scaled), 0, 1), atol=2e-3)
 
 
 def test_logistic_agrees_with_scikit_learn_on_dense_standardised_features() -> None:
@@ -42,8 +43,57 @@ def test_logistic_agrees_with_scikit_learn_on_dense_standardised_features() -> N
     dense = np.sqrt(rows.matrix().toarray().astype(np.float64))
     scaled = dense / dense.std(axis=0)
     model = LogisticRegression(C=1.0, class_weight="balanced", max_iter=1000).fit(scaled, easy)
-    probe = probes.fit_logistic(rows, easy)
-    assert np.allclose(probe.predict(rows), model.predict_proba(scaled)[:, 1], atol=1e-3)
+    probe = probes.fit_logistic(inputs(rows), easy)
+    assert np.allclose(probe.predict(inputs(rows)), model.predict_proba(scaled)[:, 1], atol=1e-3)
+
+
+@pytest.mark.parametrize("penalties", [probes._RIDGE_PENALTIES, np.array([0.3])])
+def test_ridge_agrees_with_scikit_learn_on_dense_standardised_features(
+        penalties: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probes, "_RIDGE_PENALTIES", penalties)
+    rows, pass_rate = world(n=150)
+    dense = np.sqrt(rows.matrix().toarray().astype(np.float64))
+    scaled = dense / dense.std(axis=0)
+    hard, length = 1 - pass_rate, (scaled**2).sum(axis=1).mean()
+
+    def leave_one_out_error(alpha: float) -> float:
+        others = [np.delete(np.arange(150), i) for i in range(0, 150, 5)]
+        models = [Ridge(alpha=alpha).fit(scaled[rest], hard[rest]) for rest in others]
+        return sum(float((m.predict(scaled[[i]])[0] - hard[i]) ** 2) for i, m in zip(range(0, 150, 5), models,
+                                                                                    strict=True))
+
+    probe = probes.fit_ridge(inputs(rows), hard)
+    candidates = {alpha: Ridge(alpha=alpha).fit(scaled, hard).predict(scaled) for alpha in length * penalties}
+    nearest = min(candidates, key=lambda alpha: np.abs(np.clip(candidates[alpha], 0, 1)
+                                                      - probe.predict(inputs(rows))).max())
+    assert np.allclose(probe.predict(inputs(rows)), np.clip(candidates[nearest], 0, 1), atol=1e-4)
+    assert leave_one_out_error(nearest) <= 1.1 * min(map(leave_one_out_error, candidates))
+
+
+def test_ridge_chooses_its_penalty_on_a_part_of_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, pass_rate = world()
+    whole = probes.fit_ridge(inputs(rows), 1 - pass_rate).predict(inputs(rows))
+    monkeypatch.setattr(probes, "_RIDGE_SELECTION_ROWS", 200)
+    part = probes.fit_ridge(inputs(rows), 1 - pass_rate).predict(inputs(rows))
+    assert probes.spearman(whole, part) > 0.98
+
+
+def test_the_perceptron_computes_what_scikit_learn_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, pass_rate = world()
+    easy = pass_rate > np.median(pass_rate)
+    kept: list[MLPClassifier] = []
+
+    class Kept(MLPClassifier):
+        def fit(self, X: object, y: object) -> MLPClassifier:
+            kept.append(self)
+            return super().fit(X, y)
+
+    monkeypatch.setattr(probes, "MLPClassifier", Kept)
+    probe = probes.fit_mlp(inputs(rows), easy, hidden=8)
+    dense = np.sqrt(rows.matrix().toarray().astype(np.float64))
+    expected = kept[0].predict_proba(dense / dense.std(axis=0))[:, 1]
+    assert np.allclose(probe.predict(inputs(rows)), expected, atol=1e-5)
+    assert probes.auc(expected, easy) > 0.9
 
 
 def test_rare_features_get_no_weight() -> None:
@@ -51,8 +101,10 @@ def test_rare_features_get_no_weight() -> None:
     dense = rows.matrix().toarray()
     dense[:, 59] = 0
     dense[:2, 59] = 5
-    probe = probes.fit_elastic_net(rows_from_dense(dense), 1 - pass_rate, l1_ratio=0.5, folds=5, min_rows_per_feature=3)
-    assert 59 not in probe.features
+    x = inputs(rows_from_dense(dense))
+    for probe in (probes.fit_ridge(x, 1 - pass_rate), probes.fit_elastic_net(x, 1 - pass_rate, l1_ratio=0.5, folds=5)):
+        assert 59 not in probe.columns
+        assert len(probe.columns)
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=2, max_size=60))
@@ -78,76 +130,12 @@ def test_the_interval_covers_the_statistic() -> None:
 
 def test_a_probe_is_written_as_safetensors(tmp_path: Path) -> None:
     rows, pass_rate = world(n=60)
-    probe = probes.fit_logistic(rows, pass_rate > 0.5)
+    probe = probes.fit_mlp(inputs(rows), pass_rate > 0.5, hidden=4)
     probes.write_probe(tmp_path / "probe.safetensors", probe)
     from safetensors.numpy import load_file
 
-    assert (load_file(tmp_path / "probe.safetensors")["weights"] == probe.weights).all()
-
-
-def test_difficulty_is_learned_and_measured_on_rows_it_has_not_seen() -> None:
-    rows, pass_rate = world()
-    probe, report = difficulty.fit(rows, pass_rate, DifficultyConfig())
-    assert report.used
-    assert report.spearman is not None
-    assert 0.85 < report.spearman < 1
-    assert probe is not None
-    assert probes.spearman(probe.predict(rows), 1 - pass_rate) > report.spearman  # in-sample flatters
-
-
-def test_difficulty_from_shuffled_labels_is_not_used_and_says_so() -> None:
-    rows, pass_rate = world()
-    probe, report = difficulty.fit(rows, np.random.default_rng(0).permutation(pass_rate), DifficultyConfig())
-    assert probe is None
-    assert not report.used
-    assert "does not beat chance" in report.why
-
-
-def test_difficulty_with_one_pass_rate_for_all_is_not_used() -> None:
-    rows, _ = world(n=60)
-    probe, report = difficulty.fit(rows, np.full(60, 0.5), DifficultyConfig())
-    assert probe is None
-    assert report.spearman == 0
-
-
-def pairs(shift: float, n: int = 200, d: int = 40, seed: int = 0) -> tuple[FeatureRows, FeatureRows]:
-    rng = np.random.default_rng(seed)
-    intact = rng.gamma(1.0, 1.0, (n, d)) * (rng.random((n, d)) < 0.4)
-    damaged = rng.gamma(1.0, 1.0, (n, d)) * (rng.random((n, d)) < 0.4)
-    damaged[:, :6] += shift * rng.random((n, 6))
-    return rows_from_dense(intact), rows_from_dense(damaged)
-
-
-def test_quality_tells_damage_apart_and_reports_each_kind() -> None:
-    intact, damaged = pairs(shift=3)
-    probe, report = quality.fit(intact, damaged, ["a", "b"] * 100, QualityConfig())
-    assert report.used
-    assert probe is not None
-    assert set(report.auc_by_kind) == {"a", "b"}
-    assert probe.predict(intact).mean() > 0.7 > 0.3 > probe.predict(damaged).mean()
-
-
-def test_a_quality_probe_that_does_not_beat_chance_does_not_filter() -> None:
-    intact, damaged = pairs(shift=0)
-    probe, report = quality.fit(intact, damaged, ["a"] * 200, QualityConfig())
-    assert probe is None
-    assert "nothing is filtered" in report.why
-
-
-def test_a_quality_probe_that_memorises_does_not_filter() -> None:
-    intact, damaged = pairs(shift=0.4, n=120, d=400)
-    probe, report = quality.fit(intact, damaged, ["a"] * 120, QualityConfig(min_auc=0.5, max_gap=0.1))
-    assert report.auc_train is not None
-    assert report.auc_train > 0.99
-    assert probe is None
-
-
-def test_the_filter_is_capped_and_says_so() -> None:
-    scores = np.linspace(0, 1, 100)
-    bad, note = quality.low_quality(scores, QualityConfig(threshold=0.1))
-    assert (bad == (scores < 0.1)).all()
-    assert note == ""
-    bad, note = quality.low_quality(scores, QualityConfig(threshold=0.9, max_drop_share=0.2))
-    assert bad.sum() == 20
-    assert scores[bad].max() < scores[~bad].min()
-    assert "only the worst 20 are dropped" in note
+    written = load_file(tmp_path / "probe.safetensors")
+    assert (written["columns"] == probe.columns).all()
+    for number, (weights, bias) in enumerate(probe.layers):
+        assert (written[f"weights.{number}"] == weights).all()
+        assert (written[f"bias.{number}"] == bias).all()

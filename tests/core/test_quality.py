@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from sklearn.metrics import roc_auc_score
+
+from saerl_core import quality
+from saerl_core.config import QualityConfig
+from saerl_core.quality import INTACT, Examples
+
+
+def examples(shift: float, n: int = 200, d: int = 40, kinds: tuple[str, ...] = ("a", "b"), seed: int = 0) -> Examples:
+    """Prompts and damaged copies that fire more of their first features."""
+    rng = np.random.default_rng(seed)
+    both = rng.gamma(1.0, 1.0, (2 * n, d)) * (rng.random((2 * n, d)) < 0.4)
+    both[n:, :6] += shift * rng.random((n, 6))
+    return Examples(x=sp.csr_array(np.sqrt(both)), good=np.repeat([True, False], n), group=np.tile(np.arange(n), 2),
+                    kind=np.array([INTACT] * n + [kinds[i % len(kinds)] for i in range(n)]))
+
+
+@pytest.mark.parametrize("method", ["logistic", "ridge", "mlp"])
+def test_every_probe_tells_damage_apart_and_reports_each_kind(method: str) -> None:
+    known = examples(shift=3)
+    config = QualityConfig(method=method)  # type: ignore[arg-type]  # one of its literals
+    probe, report = quality.fit(known, config)
+    assert report.used
+    assert probe is not None
+    assert set(report.auc_by_kind) == {"a", "b"}
+    score = probe.predict(known.x)
+    assert score[known.good].mean() > 0.65 > 0.35 > score[~known.good].mean()
+
+
+def test_the_held_out_figure_is_that_of_the_pairs_that_it_shows_and_of_no_others() -> None:
+    known = examples(shift=1)
+    _, report = quality.fit(known, QualityConfig())
+    score = np.array([value for value, _ in report.held_out])
+    good = np.array([kind == INTACT for _, kind in report.held_out])
+    assert roc_auc_score(good, score) == pytest.approx(report.auc, abs=2e-3)
+    assert len(score) == 2 * 60  # three in ten pairs
+
+
+def test_a_prompt_and_its_copy_stay_on_one_side_of_the_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = examples(shift=1)
+    fitted: list[int] = []
+    original = quality.fit_logistic
+    monkeypatch.setattr(quality, "fit_logistic",
+                        lambda x, good: (fitted.append(int(good.sum())), fitted.append(int((~good).sum())),
+                                         original(x, good))[-1])
+    quality.fit(known, QualityConfig())
+    assert fitted == [140, 140]
+
+
+def test_a_probe_that_does_not_beat_chance_does_not_filter() -> None:
+    probe, report = quality.fit(examples(shift=0), QualityConfig())
+    assert probe is None
+    assert "nothing is filtered" in report.why
+
+
+def test_a_probe_that_memorises_does_not_filter() -> None:
+    probe, report = quality.fit(examples(shift=0.4, n=120, d=400), QualityConfig(min_auc=0.5, max_gap=0.1))
+    assert report.auc_train is not None
+    assert report.auc_train > 0.99
+    assert probe is None
+
+
+def test_labels_of_single_prompts_are_learned_from_too() -> None:
+    both = examples(shift=3)
+    known = Examples(both.x, both.good, np.arange(400), np.where(both.good, INTACT, "bad"))
+    _, report = quality.fit(known, QualityConfig(labels="column"))
+    assert report.used
+    assert set(report.auc_by_kind) == {"bad"}
+
+
+def test_too_few_known_bad_prompts_are_no_ground_to_filter() -> None:
+    both = examples(shift=3)
+    few = np.arange(205)
+    probe, report = quality.fit(Examples(both.x[few], both.good[few], both.group[few], both.kind[few]), QualityConfig())
+    assert probe is None
+    assert "200 good and 5 bad" in report.why
+
+
+def test_the_filter_is_capped_and_says_so() -> None:
+    scores = np.linspace(0, 1, 100)
+    bad, note = quality.low_quality(scores, QualityConfig(threshold=0.1))
+    assert (bad == (scores < 0.1)).all()
+    assert note == ""
+    bad, note = quality.low_quality(scores, QualityConfig(threshold=0.9, max_drop_share=0.2))
+    assert bad.sum() == 20
+    assert scores[bad].max() < scores[~bad].min()
+    assert "only the worst 20 are dropped" in note
+
+
+def test_a_share_in_place_of_a_threshold_drops_exactly_that_share() -> None:
+    scores = np.random.default_rng(0).random(200)
+    bad, note = quality.low_quality(scores, QualityConfig(drop_share=0.1))
+    assert (bad == (scores < np.sort(scores)[20])).all()
+    assert note == ""
+
+
+def test_answers_are_suspected_only_where_likelihood_tells_right_from_wrong() -> None:
+    rng = np.random.default_rng(0)
+    right = rng.random(300)
+    wrong = right + 0.5 * rng.random(300)
+    knows = quality.suspicion(right, wrong, QualityConfig())
+    assert knows.used
+    assert knows.auc == pytest.approx(roc_auc_score(np.repeat([0, 1], 300), np.concatenate([right, wrong])), abs=1e-6)
+    ignorant = quality.suspicion(right, rng.random(300), QualityConfig())
+    assert not ignorant.used
+    assert "no answer is suspected" in ignorant.why
+    assert not quality.suspicion(right[:5], right[:5] + 1, QualityConfig()).used
