@@ -202,6 +202,9 @@ class LabelsConfig(Section):
     """Sampling temperature."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Only the most likely tokens that hold this share of the probability."""
+    doubt_agreement: Share | None = 0.5
+    """A measured pass rate of 0 is doubtful where at least this share of the answers, and two of them, agree on one
+    that the key calls wrong: a sign of a wrong key, or of a policy with a firm misconception. `null`: never."""
     drop_doubtful: bool = False
     """Leave out prompts whose label is doubtful: a pass rate of 0 that may be the grader's failure. Either way such a
     label teaches the difficulty proxy nothing."""

@@ -36,7 +36,6 @@ MEASURED = {
 """What is kept of a prompt's sampled answers: mean reward, number of answers, the share that states the most frequent
 answer, and whether that one is right."""
 
-_AGREEMENT = 0.5
 _MARKUP = re.compile(
     r"(?<!\\)\$|\\[(\[]|\\boxed"  # math delimiters within the reference
     r"|\\!|\{,\}|[0-9](?:,|\\,)[0-9]{3}(?![0-9])"  # thousands separators
@@ -106,16 +105,17 @@ def judge(keys: Sequence[str], responses: Sequence[Sequence[str]], answers: Sequ
     return pl.DataFrame(rows, schema=MEASURED)
 
 
-def doubt_measured(measured: pl.DataFrame) -> np.ndarray:
-    """Zeros whose samples agree on an answer that is not the key: at least half of them, and at least two.
+def doubt_measured(measured: pl.DataFrame, agreement: float) -> np.ndarray:
+    """Zeros whose samples agree on an answer that is not the key.
 
     Args:
         measured: A frame of `MEASURED`, n rows.
+        agreement: Share of a prompt's samples that must agree; two of them always must.
 
     Returns:
         bool [n].
     """
-    agree = (pl.col("majority_share") >= _AGREEMENT) & (pl.col("majority_share") * pl.col("samples") > 1.5)
+    agree = (pl.col("majority_share") >= agreement) & (pl.col("majority_share") * pl.col("samples") > 1.5)
     doubtful = (pl.col("pass_rate") == 0) & agree & ~pl.col("majority_correct")
     return measured.select(doubtful).to_series().to_numpy()
 

@@ -2,7 +2,7 @@
 
 The pass rate has a Beta prior of mean p (the prediction) that weighs as much as `strength` answers; n answers, s of
 them right, make it Beta(strength·p + s, strength·(1 − p) + n − s). Answers of an older policy count for less: one that
-is `age` steps old counts `decay**age`.
+is `age` steps old counts `decay**age`. (MoPPS, arXiv 2507.04632, tracks prompts by such a discounted Beta posterior.)
 """
 
 from __future__ import annotations

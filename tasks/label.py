@@ -36,7 +36,7 @@ TARGETS = {
 _SCHEMA = {"row": pl.Int64, "pass_rate": pl.Float64, "samples": pl.Int64, "doubtful": pl.Boolean}
 _CHUNK_PROMPTS = 100
 """What an interruption can lose."""
-_FEWEST = 20
+_FEWEST = 10
 
 Respond = Callable[[pl.DataFrame], list[list[str]]]
 """Rows of the prompt table → sampled answers to each."""
@@ -127,8 +127,9 @@ def _measured(chosen: pl.DataFrame, rows: np.ndarray, stores: Path, policy_path:
             known = known.vstack(measured)
         progress(min(start + _CHUNK_PROMPTS, chosen.height), chosen.height)
     measured = chosen.select("key").join(known, on="key", how="left", maintain_order="left")
-    return measured.select(pl.Series("row", rows), "pass_rate", "samples",
-                           pl.Series("doubtful", labels.doubt_measured(measured)))
+    doubtful = (np.zeros(len(rows), dtype=bool) if config.doubt_agreement is None
+                else labels.doubt_measured(measured, config.doubt_agreement))
+    return measured.select(pl.Series("row", rows), "pass_rate", "samples", pl.Series("doubtful", doubtful))
 
 
 def _from_policy(config: LabelsConfig, policy_path: Path, policy: PolicyConfig) -> Respond:

@@ -71,7 +71,7 @@ def test_judging_counts_what_is_right_and_what_most_samples_state() -> None:
 def test_a_zero_is_doubtful_where_the_samples_agree_on_another_answer(responses: list[str], doubtful: bool) -> None:
     found = labels.judge(["a"], [responses], ["5"], lambda response, answer: float(is_correct(response, answer)),
                          stated_answer)
-    assert labels.doubt_measured(found).tolist() == [doubtful]
+    assert labels.doubt_measured(found, 0.5).tolist() == [doubtful]
 
 
 @pytest.mark.parametrize("answer", [

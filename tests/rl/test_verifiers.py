@@ -51,6 +51,7 @@ def user_module(tmp_path: Path, request: pytest.FixtureRequest) -> Any:
 
 @pytest.mark.parametrize(("stated", "answer"), [
     ("1/2", "0.5"), (r"\frac{1}{2}", "0.5"), ("x+1", "1+x"), (r"\sqrt{8}", r"2\sqrt{2}"), ("5", "x=5"),
+    ("2/6", "\\[\n\\frac{1}{3}\n\\]"), ("1.5", r"$\frac{3}{2}$."),
     (r"\{2, 1\}", r"\{1,2\}"), (r"(x-1)(x+1)", "x^2-1"), ("12650", r"12,\!650"), ("0.333333333", r"\frac{1}{3}"),
 ])
 def test_math_sees_the_same_value_where_exact_sees_two_spellings(stated: str, answer: str) -> None:
@@ -59,6 +60,7 @@ def test_math_sees_the_same_value_where_exact_sees_two_spellings(stated: str, an
 
 
 @pytest.mark.parametrize(("stated", "answer"), [
+    (r"\begin{pmatrix} 1 & 0 \\ 0 & -1 \end{pmatrix}.", "-1"), (r"f(x)=x \text{ and so } 7 or 1", "1"),
     ("0.5", r"\frac{1}{3}"), ("x+1", "x+2"), (r"\sqrt{8}", r"3\sqrt{2}"), ("46", "47"), ("(1,2)", "(2,1)"), ("", "1"),
 ])
 def test_math_tells_other_values_apart(stated: str, answer: str) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -23,6 +24,8 @@ CPU_SECONDS = 5.0
 LONGEST = 400
 """Characters. A longer answer is prose or a program: only its spelling can be compared."""
 _MEMORY_BYTES = 4 << 30
+_DELIMITER = re.compile(r"(?<!\\)(?:\$|\\[()\[\]])|\.\s*$")
+"""What stands around an answer, and what math-verify stumbles over within a box: `$`, `\\[`, a full stop."""
 
 _lock = threading.Lock()
 _child: tuple[int, subprocess.Popen[str]] | None = None  # the process that started it: a fork must not share its pipes
@@ -75,8 +78,10 @@ def _serve(cpu_seconds: float) -> None:
     """The child: a pair of answers a line, `true` or `false` a line."""
     import logging
 
-    from math_verify import parse, verify
+    from math_verify import LatexExtractionConfig, parse, verify
 
+    # The whole of a box or nothing: by default math-verify takes a number out of what it cannot parse.
+    whole = [LatexExtractionConfig(try_extract_without_anchor=False, boxed_match_priority=0)]
     logging.disable(logging.CRITICAL)
     with contextlib.suppress(ValueError):  # a lower limit is there already
         resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
@@ -85,9 +90,10 @@ def _serve(cpu_seconds: float) -> None:
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     for line in sys.stdin:
-        stated, expected = (f"\\boxed{{{answer}}}" for answer in json.loads(line))
         signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
-        same = verify(parse(expected, parsing_timeout=0), parse(stated, parsing_timeout=0), timeout_seconds=0)
+        boxes = (f"\\boxed{{{_DELIMITER.sub('', answer).strip()}}}" for answer in json.loads(line))
+        stated, expected = (parse(box, whole, parsing_timeout=0) for box in boxes)
+        same = verify(expected, stated, timeout_seconds=0)
         signal.setitimer(signal.ITIMER_PROF, 0)
         sys.stdout.write("true\n" if same else "false\n")
         sys.stdout.flush()
