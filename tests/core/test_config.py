@@ -37,7 +37,7 @@ def build(**sections: Any) -> RunConfig:
     ({"labels": {"source": "server"}}, "labels.source is 'server' but labels.server is not set"),
     ({"labels": {"server": {"url": "http://h/v1", "mdoel": "m"}}}, "unknown key 'labels.server.mdoel'; did you mean"),
     ({"labels": {"server": {"url": "h:1", "model": "m"}}}, "labels.server.url = 'h:1': expected http://HOST:PORT/v1"),
-    ({"policy": {"verifier": "import:judge"}}, "policy.verifier = 'import:judge': expected `exact`, `math`, or `import:"),
+    ({"policy": {"verifier": "import:judge"}}, "policy.verifier = 'import:judge': expected `exact`, `math`, or"),
     ({"name": "../elsewhere"}, "name = '../elsewhere'"),
     ({"data": {"answer_pattern": "("}}, "is not a regular expression"),
     ({"data": {"answer_pattern": "abc"}}, "needs a group"),
