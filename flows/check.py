@@ -13,8 +13,11 @@ from saerl_core import backbone, models, prompts, sae
 from saerl_core.config import RunConfig, SourceConfig
 from saerl_core.errors import ConfigError
 from saerl_core.models import ModelSpec
+from saerl_core.rl import verifiers
 from saerl_core.sae import SaeSpec
+from tasks.label import api_key
 from tasks.manifest import check_batches
+from tasks.read import mark_unverifiable
 
 _SAMPLE_ROWS = 1000
 _CHARACTERS_PER_TOKEN = 3.5
@@ -29,6 +32,7 @@ def check_inputs(config: RunConfig, *, train: bool) -> None:
     Raises:
         SaerlError: one line: what is wrong, where, and what to do.
     """
+    verifiers.load(config.policy, Path(config.base))
     rows = _read(config, config.data, _SAMPLE_ROWS).height
     if rows < _SAMPLE_ROWS:  # that was all of it
         check_batches(config, rows)
@@ -48,11 +52,14 @@ def check_run(config: RunConfig) -> dict[str, Any]:
     """
     from saerl_core.rl.check import check_config_only
 
+    verifier = verifiers.load(config.policy, Path(config.base))
     heldout = _read(config, config.data.heldout) if config.data.heldout else None
-    table = prompts.mark(_read(config, config.data), heldout)
+    table, note = mark_unverifiable(prompts.mark(_read(config, config.data), heldout), verifier)
     usable = prompts.usable(table)
     check_batches(config, usable.height)
     sae_spec, model_spec, notes = _check_models(config)
+    notes += [note] if note else []
+    _check_server(config)
     if heldout is None:
         notes.append("data.heldout is not set: this config can be curated, not run")
     reasons = table["drop_reason"].drop_nulls().value_counts().sort("drop_reason").rows()
@@ -64,6 +71,7 @@ def check_run(config: RunConfig) -> dict[str, Any]:
         "batches_at_most": per_epoch * config.schedule.epochs,
         "reader": vars(model_spec) if model_spec else None,
         "sae": vars(sae_spec),
+        "verifier": verifier.identity,
         "verl": verl.model_dump(mode="json"),
         "cost": _cost(config, usable, sae_spec, model_spec),
         "notes": notes,
@@ -81,6 +89,7 @@ def show_check(found: dict[str, Any]) -> None:
         console.print(f"               {count} {reason}")
     shape = f"layer {found['sae']['layer']} of {reader['layers']}, width {reader['d_model']}" if reader else "not here"
     console.print(f"  [green]✓[/] reader     {shape}; {found['sae']['architecture']} SAE of {found['sae']['d_sae']}")
+    console.print(f"  [green]✓[/] verifier   {found['verifier']}")
     console.print(f"  [green]✓[/] verl       {found['verl']['verl']}, {found['verl']['engine']} engine")
     seconds = cost["extract_seconds"]
     how_long = f"about {_duration(seconds)} on this machine" if seconds else "time unknown"
@@ -118,6 +127,18 @@ def _check_models(config: RunConfig) -> tuple[SaeSpec, ModelSpec | None, list[st
     return sae_spec, spec, notes
 
 
+def _check_server(config: RunConfig) -> None:
+    if config.labels.source != "server" or config.labels.server is None:
+        return
+    from saerl_core.rl.server import served_models
+
+    server = config.labels.server
+    served = served_models(server, api_key(server))
+    if server.model not in served:
+        raise ConfigError(f"labels.server.model = {server.model!r} is not served at {server.url}; served: "
+                          f"{', '.join(served) or 'none'}")
+
+
 def _cost(config: RunConfig, usable: pl.DataFrame, sae_spec: SaeSpec, model_spec: ModelSpec | None) -> dict[str, Any]:
     reader = models.find(config.features.model, Path(config.base))
     sample = usable["messages"].gather_every(max(1, usable.height // 200)).to_list()
@@ -134,7 +155,7 @@ def _cost(config: RunConfig, usable: pl.DataFrame, sae_spec: SaeSpec, model_spec
         layer = sae.choose_layer(sae_spec, model_spec, config.features.layer)
         seconds = round(tokens * _flops_per_token(model_spec, layer, sae_spec) / _matrix_rate(config), 1)
     active = min(sae_spec.d_sae, round(tokens_each * (sae_spec.k or sae_spec.d_sae / 50)))
-    labelled = min(config.labels.count, usable.height) if config.labels.source == "rollouts" else 0
+    labelled = min(config.labels.count, usable.height) if config.labels.source in ("rollouts", "server") else 0
     steps = min(usable.height // config.schedule.batch_size, config.schedule.steps or usable.height)
     return {
         "tokens": tokens,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 from prefect import flow
@@ -18,7 +19,7 @@ from tasks.cluster import cluster
 from tasks.difficulty import difficulty
 from tasks.extract import run_extraction
 from tasks.inputs import Inputs, fingerprint
-from tasks.label import label, load_pass_rates
+from tasks.label import label, load_labels, load_pass_rates
 from tasks.quality import corrupt, quality
 from tasks.read import load_usable, read
 from tasks.scores import load_scores
@@ -57,8 +58,8 @@ def curate(config: RunConfig) -> Curated:
     stages.append(entry)
 
     table, entry = run_stage(
-        config, read, root, inputs.data, inputs.heldout, inputs.policy, config.data, config.policy.max_prompt_tokens,
-        config.policy.trust_remote_code, inputs.data_hash, inputs.heldout_hash, inputs.policy_hash,
+        config, read, root, inputs.data, inputs.heldout, inputs.policy, Path(config.base), config.data, config.policy,
+        inputs.data_hash, inputs.heldout_hash, inputs.policy_hash, inputs.verifier,
         describe=lambda ref: f"{load_usable(ref).height} usable prompts")
     stages.append(entry)
     manifests.check_batches(config, load_usable(table).height)
@@ -72,7 +73,8 @@ def curate(config: RunConfig) -> Curated:
     labels = None
     if config.labels.source != "none":
         labels, entry = run_stage(config, label, root, table, clusters, inputs.policy, inputs.policy_hash,
-                                  config.labels, config.policy, describe=_labels_note)
+                                  Path(config.base), inputs.verifier, config.labels, config.policy,
+                                  describe=_labels_note)
         stages.append(entry)
     hard, entry = run_stage(config, difficulty, root, features, labels, config.difficulty, describe=_why)
     stages.append(entry)
@@ -106,7 +108,8 @@ def _extract(config: RunConfig, inputs: Inputs, source: ArtifactRef,
 
 def _labels_note(labels: ArtifactRef) -> str:
     _, rates = load_pass_rates(labels)
-    return f"{len(rates)} prompts, mean pass rate {rates.mean():.2f}"
+    doubtful = load_labels(labels)["doubtful"].sum()
+    return f"{len(rates)} prompts, mean pass rate {rates.mean():.2f}" + (f", {doubtful} doubtful" if doubtful else "")
 
 
 def _why(scores: ArtifactRef) -> str:

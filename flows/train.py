@@ -17,6 +17,7 @@ from saerl_core.config import RunConfig
 from saerl_core.errors import ConfigError
 from saerl_core.hashing import hash_file
 from saerl_core.manifest import read_manifest
+from saerl_core.rl import verifiers
 from saerl_core.rl.evaluate import compare
 from saerl_core.rl.metrics import read_metrics
 from tasks.evaluate import evaluate, load_evaluation
@@ -30,16 +31,17 @@ def train(config: RunConfig, manifest: Path) -> dict[str, Any]:
     """Train the config's policy on a manifest; resume what was interrupted, skip what is done."""
     if config.data.heldout is None:
         raise ConfigError("data.heldout is not set: accuracy before and after training is measured on a held-out set")
-    root = config.root
-    policy = models.fetch(config.policy.model, Path(config.base))
+    root, base = config.root, Path(config.base)
+    verifier = verifiers.load(config.policy, base).identity
+    policy = models.fetch(config.policy.model, base)
     policy_hash = models.model_hash(policy)
     path = config.resolve(config.data.heldout.path)
     rows, _ = run_stage(config, heldout, root, path, config.data, hash_file(path))
     job = plan_job(config, manifest, rows.path / ROWS, policy_hash)
 
     def measure(folder: Path, sha256: str) -> ArtifactRef:
-        measured, _ = run_stage(config, evaluate, root, folder, sha256, rows, config.evaluation, config.policy,
-                                describe=_accuracy)
+        measured, _ = run_stage(config, evaluate, root, folder, sha256, rows, base, verifier, config.evaluation,
+                                config.policy, describe=_accuracy)
         return measured
 
     before = load_evaluation(measure(policy, policy_hash))

@@ -10,12 +10,14 @@ import difflib
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from saerl_core import locations
 from saerl_core.errors import ConfigError
+from saerl_core.rl.verl_side.saerl_judge import PATTERN as VERIFIER_PATTERN
 
 INCIDENTAL = object()
 """Marks fields that say where something is or how fast it goes. They change no result, so they are in no cache key:
@@ -54,7 +56,7 @@ class ColumnsConfig(Section):
     subject: str | None = None
     """A topic label. Used in the report only."""
     level: str | None = None
-    """A difficulty level, if the data set has one. Used in the report only."""
+    """A difficulty level, if the data set has one; higher = harder. For the report and `labels.source: level`."""
     pass_rate: str | None = None
     """Measured pass rates in [0, 1], used when `labels.source: column`."""
     quality: str | None = None
@@ -158,15 +160,55 @@ class ClustersConfig(Section):
     """Seed of the sketch and of k-means."""
 
 
+class ServerConfig(Section):
+    """An OpenAI-compatible server (vLLM, SGLang, llama.cpp ...) that answers prompts."""
+
+    url: Place
+    """Where it is, for example `http://127.0.0.1:8000/v1`; `/v1` may be left out."""
+    model: str
+    """The model's name there. Labels are kept under this name: give another model another name."""
+    api_key_env: Annotated[str | None, INCIDENTAL] = None
+    """Name of the environment variable that holds the API key. The key itself is never written down."""
+    concurrency: Annotated[Count, INCIDENTAL] = 32
+    """Requests at once."""
+    timeout_seconds: Annotated[float, Field(gt=0), INCIDENTAL] = 300.0
+    """How long one request may take; then it is repeated."""
+    retries: Annotated[int, Field(ge=0), INCIDENTAL] = 5
+    """How often a request is repeated that timed out or was turned away for now, each time after a longer pause."""
+
+    @field_validator("url")
+    @classmethod
+    def _no_secret_in_url(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("expected http://HOST:PORT/v1")
+        if parts.username or parts.password or parts.query:
+            raise ValueError("must hold no credentials: labels.server.api_key_env names the variable that holds them")
+        return url
+
+
 class LabelsConfig(Section):
     """A small labelled subset, from which difficulty is learned."""
 
-    source: Literal["rollouts", "column", "none"] = "rollouts"
-    """`rollouts`: sample answers with the policy and verify them. `column`: `data.columns.pass_rate`. `none`."""
+    source: Literal["rollouts", "server", "column", "level", "none"] = "rollouts"
+    """`rollouts`: sample answers with the policy and verify them. `server`: the same, but `labels.server` answers.
+    `column`: `data.columns.pass_rate`. `level`: the rank of `data.columns.level` stands in for pass rates. `none`."""
+    server: ServerConfig | None = None
+    """The server, for `labels.source: server`. It should serve the policy, or labels are another model's."""
     count: Annotated[int, Field(ge=20)] = 300
     """Number of prompts to label, spread over the clusters in proportion to their size."""
     samples: Count = 8
-    """Answers sampled per prompt, at temperature 1."""
+    """Answers sampled per prompt."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Sampling temperature."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Only the most likely tokens that hold this share of the probability."""
+    doubt_agreement: Share | None = 0.5
+    """A measured pass rate of 0 is doubtful where at least this share of the answers, and two of them, agree on one
+    that the key calls wrong: a sign of a wrong key, or of a policy with a firm misconception. `null`: never."""
+    drop_doubtful: bool = False
+    """Leave out prompts whose label is doubtful: a pass rate of 0 that may be the grader's failure. Either way such a
+    label teaches the difficulty proxy nothing."""
     seed: int = 0
     """Seed of the choice and of the sampling."""
 
@@ -271,14 +313,23 @@ class PolicyConfig(Section):
 
     model: Place
     """Folder or hub id of the policy."""
-    verifier: Literal["exact"] = "exact"
-    """`exact`: the text after the last `#` marker (or in the last \\boxed{}) equals the answer, spelling apart."""
+    verifier: str = "exact"
+    """`exact`: the text after the last `#` marker (or in the last \\boxed{}) equals the answer, spelling apart.
+    `math`: or has the same value, by math-verify. `import:package.module:function`: a function of yours,
+    `(response: str, answer: str) -> bool | float` in [0, 1]; the module may lie beside this file."""
     max_prompt_tokens: Count = 512
     """Longer prompts are dropped: verl would cut them on the left with a mere warning."""
     max_response_tokens: Count = 512
     """Sampling stops here."""
     trust_remote_code: bool = False
     """Run code that comes with the model. Off unless you ask for it here."""
+
+    @field_validator("verifier")
+    @classmethod
+    def _verifier_is_spelled_right(cls, verifier: str) -> str:
+        if not re.fullmatch(VERIFIER_PATTERN, verifier):
+            raise ValueError("expected `exact`, `math`, or `import:package.module:function`")
+        return verifier
 
 
 class TrainConfig(Section):
@@ -382,6 +433,11 @@ class RunConfig(Section):
         if self.labels.source == "column" and self.data.effective_columns().pass_rate is None:
             raise ValueError("labels.source is 'column' but data.columns.pass_rate names none: "
                              "name the column, or set labels.source: rollouts")
+        if self.labels.source == "level" and self.data.effective_columns().level is None:
+            raise ValueError("labels.source is 'level' but data.columns.level names none: "
+                             "name the column, or set labels.source: rollouts")
+        if self.labels.source == "server" and self.labels.server is None:
+            raise ValueError("labels.source is 'server' but labels.server is not set: give its url and model")
         return self
 
     def resolve(self, name: str) -> Path:

@@ -28,5 +28,9 @@ class ArtifactError(SaerlError):
     """A stored artifact (features, manifest, checkpoint) is incomplete, corrupt, or belongs to something else."""
 
 
+class ServerError(SaerlError):
+    """An inference server that the configuration names is not there, or refuses what it is asked."""
+
+
 class TrainError(SaerlError):
     """The training job could not be built, did not pass verl's own checks, or died."""

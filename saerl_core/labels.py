@@ -2,22 +2,45 @@
 
 Both are tied to a prompt's key, not to its place. So a prompt set that grows keeps nearly all of its labels, and a
 labelling that was interrupted goes on where it stopped.
+
+A label is a pass rate, or its stand-in in [0, 1]. A pass rate of exactly 0 says that the prompt is too hard, or that
+the grader failed: a wrong key, or a key in a spelling that the grader does not read. Where a sign of that is seen the
+label is doubtful, and nothing is learned from it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+from scipy.stats import rankdata
 
 from saerl_core.artifact import write_file
 from saerl_core.hashing import hash_file, hash_value
 
-VERSION = 1
+VERSION = 2
+
+MEASURED = {
+    "key": pl.String,
+    "pass_rate": pl.Float64,
+    "samples": pl.Int64,
+    "majority_share": pl.Float64,
+    "majority_correct": pl.Boolean,
+}
+"""What is kept of a prompt's sampled answers: mean reward, number of answers, the share that states the most frequent
+answer, and whether that one is right."""
+
+_MARKUP = re.compile(
+    r"(?<!\\)\$|\\[(\[]|\\boxed"  # math delimiters within the reference
+    r"|\\!|\{,\}|[0-9](?:,|\\,)[0-9]{3}(?![0-9])"  # thousands separators
+    r"|\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname)\b"
+)
 
 
 def draw(key: str, seed: int) -> int:
@@ -52,26 +75,105 @@ def choose(keys: Sequence[str], clusters: np.ndarray, count: int, seed: int) -> 
     return np.sort(np.concatenate(chosen)).astype(np.int64)
 
 
-def store_name(policy_hash: str, sampling: dict[str, object]) -> str:
-    """Folder name of the pass rates of one policy, sampled and verified in one way."""
-    return f"{policy_hash[:12]}-{hash_value({'version': VERSION, **sampling})[:12]}"
+def judge(keys: Sequence[str], responses: Sequence[Sequence[str]], answers: Sequence[str],
+          score: Callable[[str, str], float], stated: Callable[[str], str | None]) -> pl.DataFrame:
+    """Judge the sampled answers to n prompts.
+
+    Args:
+        keys: n row keys.
+        responses: The answers to each prompt, at least one.
+        answers: n reference answers.
+        score: (response, reference) → reward in [0, 1].
+        stated: Response → the answer that it states, in one spelling.
+
+    Returns:
+        A frame of `MEASURED`, n rows.
+    """
+    rows = []
+    for key, texts, answer in zip(keys, responses, answers, strict=True):
+        scores = [score(text, answer) for text in texts]
+        found = [stated(text) for text in texts]
+        counted = Counter(text for text in found if text is not None).most_common(1)
+        majority, votes = counted[0] if counted else (None, 0)
+        rows.append({
+            "key": key,
+            "pass_rate": sum(scores) / len(scores),
+            "samples": len(scores),
+            "majority_share": votes / len(scores),
+            "majority_correct": votes > 0 and scores[found.index(majority)] > 0,
+        })
+    return pl.DataFrame(rows, schema=MEASURED)
 
 
-def read_store(store: Path) -> dict[str, float]:
-    """Pass rates measured so far, by row key. A damaged segment is removed: its prompts will be labelled again."""
-    known: dict[str, float] = {}
+def doubt_measured(measured: pl.DataFrame, agreement: float) -> np.ndarray:
+    """Zeros whose samples agree on an answer that is not the key.
+
+    Args:
+        measured: A frame of `MEASURED`, n rows.
+        agreement: Share of a prompt's samples that must agree; two of them always must.
+
+    Returns:
+        bool [n].
+    """
+    agree = (pl.col("majority_share") >= agreement) & (pl.col("majority_share") * pl.col("samples") > 1.5)
+    doubtful = (pl.col("pass_rate") == 0) & agree & ~pl.col("majority_correct")
+    return measured.select(doubtful).to_series().to_numpy()
+
+
+def doubt_given(pass_rate: np.ndarray, answers: Sequence[str]) -> np.ndarray:
+    """Zeros that came with the data, whose reference is spelled as a literal grader misreads it.
+
+    Such a reference holds markup beside the answer: `$5$`, `\\[98\\]`, `12,\\!650`, `400,000`, `\\text{4 hours}`.
+
+    Args:
+        pass_rate: float [n].
+        answers: n reference answers.
+
+    Returns:
+        bool [n].
+    """
+    return (pass_rate == 0) & np.array([_MARKUP.search(answer) is not None for answer in answers], dtype=bool)
+
+
+def rate_from_level(level: np.ndarray) -> np.ndarray:
+    """A stand-in for the pass rate: 1 − the level's mid-rank among all levels, as a share.
+
+    Args:
+        level: float [n], higher = harder, on any scale.
+
+    Returns:
+        float [n] strictly between 0 and 1; equal levels have equal rates, and the mean is 1/2.
+    """
+    return 1 - (rankdata(level) - 0.5) / len(level)
+
+
+def store_name(source: str, sampling: dict[str, object]) -> str:
+    """Folder name of what one model's answers were measured to be, sampled and verified in one way.
+
+    Args:
+        source: Hash of the model, or of its name where a server has it.
+        sampling: JSON-able values: everything that the answers and their verdicts depend on.
+    """
+    return f"{source[:12]}-{hash_value({'version': VERSION, **sampling})[:12]}"
+
+
+def read_store(store: Path) -> pl.DataFrame:
+    """What has been measured so far, a frame of `MEASURED`, each key once.
+
+    A damaged segment is removed: its prompts will be labelled again.
+    """
+    frames = [pl.DataFrame(schema=MEASURED)]
     for segment in sorted(store.glob("*.parquet")):
         if hash_file(segment) != segment.stem:
             segment.unlink()
             continue
-        frame = pl.read_parquet(segment)
-        known |= dict(zip(frame["key"], frame["pass_rate"], strict=True))
-    return known
+        frames.append(pl.read_parquet(segment))
+    return pl.concat(frames).unique("key", keep="first", maintain_order=True)
 
 
-def write_store(store: Path, keys: Sequence[str], pass_rates: Sequence[float]) -> None:
-    """Add measured pass rates as one immutable segment."""
+def write_store(store: Path, measured: pl.DataFrame) -> None:
+    """Add what was measured as one immutable segment."""
     buffer = io.BytesIO()
-    pl.DataFrame({"key": list(keys), "pass_rate": list(pass_rates)}).write_parquet(buffer)
+    measured.write_parquet(buffer)
     data = buffer.getvalue()
     write_file(store / f"{hashlib.sha256(data).hexdigest()}.parquet", data)

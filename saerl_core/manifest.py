@@ -52,6 +52,8 @@ class Curation:
     """float [n], the label, NaN where there is none"""
     schedule: Schedule
     """its row numbers are those of the table"""
+    doubtful: np.ndarray | None = None
+    """bool [n], true where there is a label that is not believed; None: nowhere"""
 
 
 def training_frame(curation: Curation) -> pl.DataFrame:
@@ -106,6 +108,7 @@ def scores_frame(curation: Curation) -> pl.DataFrame:
         difficulty=pl.Series(_rounded(curation.difficulty)).fill_nan(None),
         quality=pl.Series(_rounded(curation.quality)).fill_nan(None),
         pass_rate=pl.Series(_rounded(curation.pass_rate)).fill_nan(None),
+        doubtful=pl.lit(False) if curation.doubtful is None else pl.Series(curation.doubtful),
     )
 
 

@@ -2,7 +2,7 @@
 
 The pass rate has a Beta prior of mean p (the prediction) that weighs as much as `strength` answers; n answers, s of
 them right, make it Beta(strength·p + s, strength·(1 − p) + n − s). Answers of an older policy count for less: one that
-is `age` steps old counts `decay**age`.
+is `age` steps old counts `decay**age`. (MoPPS, arXiv 2507.04632, tracks prompts by such a discounted Beta posterior.)
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 from scipy.stats import beta
+
+_ROUNDING = 1e-9  # of discounted sums
 
 
 def posterior_mean(prior: np.ndarray, successes: np.ndarray, trials: np.ndarray, strength: float) -> np.ndarray:
@@ -69,7 +71,7 @@ def discount(observed: pl.DataFrame, decay: float) -> pl.DataFrame:
         raise ValueError(f"decay = {decay}: expected a number in (0, 1]")
     weight = pl.lit(decay).pow(pl.col("step").max() - pl.col("step"))
     weighted = observed.select("key", pl.col("successes") * weight, pl.col("trials") * weight)
-    return weighted.group_by("key").agg(pl.col("successes").sum(), pl.col("trials").sum()).sort("key")
+    return weighted.group_by("key", maintain_order=True).agg(pl.col("successes", "trials").sum()).sort("key")
 
 
 def _check(prior: np.ndarray, successes: np.ndarray, trials: np.ndarray, strength: float) -> None:
@@ -77,5 +79,5 @@ def _check(prior: np.ndarray, successes: np.ndarray, trials: np.ndarray, strengt
         raise ValueError(f"strength = {strength}: expected a number above 0")
     if not np.all((prior >= 0) & (prior <= 1)):
         raise ValueError("a prior outside [0, 1]")
-    if not np.all((successes >= 0) & (successes <= trials)):
+    if not np.all((successes >= 0) & (successes <= trials + _ROUNDING)):
         raise ValueError("successes are not between 0 and trials")

@@ -27,7 +27,7 @@ VERSION = 1
 KEY_LENGTH = 32
 
 Message = dict[str, str]
-DropReason = Literal["duplicate", "conflicting_answers", "contaminated", "too_long"]
+DropReason = Literal["duplicate", "conflicting_answers", "contaminated", "too_long", "unverifiable_answer"]
 
 MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
 SCHEMA = {

@@ -1,4 +1,4 @@
-"""Stage `evaluate`: a policy and the held-out set → which of its answers are right, sampled and greedy."""
+"""Stage `evaluate`: a policy and the held-out set → how right its answers are, sampled and greedy."""
 
 from __future__ import annotations
 
@@ -9,24 +9,27 @@ import safetensors.numpy
 from saerl_core import artifact
 from saerl_core.artifact import ArtifactRef
 from saerl_core.config import EvaluationConfig, PolicyConfig
+from saerl_core.rl import verifiers
 from saerl_core.rl.evaluate import Evaluation
 from tasks.caching import stage
 from tasks.heldout import load_chats
 from tasks.progress import Progress
 
-VERSION = 1
+VERSION = 2
 _ANSWERS = "answers.safetensors"
 
 
 @stage("evaluate", VERSION)
-def evaluate(root: Path, policy_path: Path, policy_hash: str, heldout: ArtifactRef, config: EvaluationConfig,
-             policy: PolicyConfig) -> ArtifactRef:
-    """Measure a policy on the first held-out problems. The hash stands for the path in the cache key."""
+def evaluate(root: Path, policy_path: Path, policy_hash: str, heldout: ArtifactRef, base: Path, verifier: str,
+             config: EvaluationConfig, policy: PolicyConfig) -> ArtifactRef:
+    """Measure a policy on the first held-out problems. The hash stands for the path in the cache key, and the
+    identity of `policy.verifier` for what lies in the folder `base`."""
     from saerl_core.rl import evaluate as core
 
     messages, answers = load_chats(heldout, config.prompts)
-    found = core.evaluate(policy_path, messages, answers, config, max_response_tokens=policy.max_response_tokens,
-                          trust_remote_code=policy.trust_remote_code, progress=Progress("evaluate", "problems"))
+    found = core.evaluate(policy_path, messages, answers, config, score=verifiers.load(policy, base).score,
+                          max_response_tokens=policy.max_response_tokens, trust_remote_code=policy.trust_remote_code,
+                          progress=Progress("evaluate", "problems"))
     with artifact.staging(root / "artifacts") as staged:
         (staged / _ANSWERS).write_bytes(safetensors.numpy.save({"sampled": found.sampled, "greedy": found.greedy}))
         header = {"stage": "evaluate", "policy": policy_hash, "problems": len(answers)}

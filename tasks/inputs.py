@@ -17,6 +17,7 @@ from saerl_core.errors import DataError
 from saerl_core.extract import extraction_parameters
 from saerl_core.features import store_name
 from saerl_core.hashing import hash_file
+from saerl_core.rl import verifiers
 
 
 class Inputs(BaseModel):
@@ -40,6 +41,8 @@ class Inputs(BaseModel):
     store: Path
     policy: Path
     policy_hash: str
+    verifier: str
+    """identity of `policy.verifier`: name, versions, hash of a user's source file"""
 
 
 def resolve_inputs(config: RunConfig) -> Inputs:
@@ -65,6 +68,7 @@ def resolve_inputs(config: RunConfig) -> Inputs:
         sae=sae_folder, sae_hash=sae_hash, architecture=sae_spec.architecture, d_sae=sae_spec.d_sae, layer=layer,
         store=config.root / "features" / store, policy=policy,
         policy_hash=model_hash if policy == model else models.model_hash(policy),
+        verifier=verifiers.load(config.policy, base).identity,
     )
 
 

@@ -1,7 +1,14 @@
-"""Stage `label`: a subset of the prompts → measured pass rates, by the verifier that also gives the RL reward."""
+"""Stage `label`: a subset of the prompts → pass rates, by the verifier that also gives the RL reward, or a stand-in.
+
+The artifact holds `labels.parquet` with the columns `row` (among the usable prompts), `pass_rate`, `samples` (null
+where it is not known) and `doubtful`. Its header says what `pass_rate` really is (`target`).
+"""
 
 from __future__ import annotations
 
+import hashlib
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,63 +16,144 @@ import polars as pl
 
 from saerl_core import artifact, labels
 from saerl_core.artifact import ArtifactRef
-from saerl_core.config import LabelsConfig, PolicyConfig
-from saerl_core.errors import DataError
+from saerl_core.config import LabelsConfig, PolicyConfig, ServerConfig
+from saerl_core.errors import ConfigError, DataError
+from saerl_core.rl import verifiers
+from saerl_core.rl.verifiers import Verifier
 from tasks import cluster
 from tasks.caching import stage
 from tasks.progress import Progress
 from tasks.read import load_usable
 
 LABELS = "labels.parquet"
+TARGETS = {
+    "rollouts": "measured pass rate",
+    "server": "measured pass rate",
+    "column": "pass rate given with the data",
+    "level": "stand-in: 1 - mid-rank of the level",
+}
+"""What the column `pass_rate` holds, by `labels.source`."""
+_SCHEMA = {"row": pl.Int64, "pass_rate": pl.Float64, "samples": pl.Int64, "doubtful": pl.Boolean}
 _CHUNK_PROMPTS = 100
 """What an interruption can lose."""
+_FEWEST = 10
+
+Respond = Callable[[pl.DataFrame], list[list[str]]]
+"""Rows of the prompt table → sampled answers to each."""
 
 
 @stage("label", labels.VERSION)
-def label(root: Path, table: ArtifactRef, clusters: ArtifactRef, policy_path: Path, policy_hash: str,
-          config: LabelsConfig, policy: PolicyConfig) -> ArtifactRef:
-    """Label prompts: from a column, or by sampling answers with the policy and verifying them."""
+def label(root: Path, table: ArtifactRef, clusters: ArtifactRef, policy_path: Path, policy_hash: str, base: Path,
+          verifier: str, config: LabelsConfig, policy: PolicyConfig) -> ArtifactRef:
+    """Label prompts. `verifier` is the identity of `policy.verifier`, found from the folder `base`."""
     usable = load_usable(table)
     if config.source == "column":
-        rows = usable["pass_rate"].is_not_null().arg_true().to_numpy()
-        rates = usable["pass_rate"].to_numpy()[rows]
-        if len(rows) < 20:
-            raise DataError(f"labels.source is 'column': {len(rows)} usable prompts have a pass rate, 20 are needed")
+        found = _given(usable, "pass_rate", lambda column: column)
+        found = found.with_columns(doubtful=pl.Series(labels.doubt_given(
+            found["pass_rate"].to_numpy(), usable["answer"].gather(found["row"]).to_list())))
+    elif config.source == "level":
+        found = _given(usable, "level", labels.rate_from_level)
     else:
         rows = labels.choose(usable["key"].to_list(), cluster.load_labels(clusters), config.count, config.seed)
-        sampling = {"samples": config.samples, "seed": config.seed, "verifier": policy.verifier,
-                    "max_response_tokens": policy.max_response_tokens}
-        store = root / "labels" / labels.store_name(policy_hash, sampling)
-        rates = _measure(usable[rows], store, policy_path, config, policy)
-    found = pl.DataFrame({"row": rows, "pass_rate": rates}, schema={"row": pl.Int64, "pass_rate": pl.Float64})
+        found = _measured(usable[rows], rows, root / "labels", policy_path, policy_hash, verifiers.load(policy, base),
+                          config, policy)
+    doubtful = int(found["doubtful"].sum())
+    if found.height - doubtful < _FEWEST:
+        raise DataError(f"labels.source is {config.source!r}: {found.height - doubtful} usable prompts have a label "
+                        f"that is not doubtful, {_FEWEST} are needed")
     with artifact.staging(root / "artifacts") as staged:
         found.write_parquet(staged / LABELS)
-        return artifact.seal(staged, "labels", {"stage": "label", "source": config.source, "count": len(rows)})
+        return artifact.seal(staged, "labels", {
+            "stage": "label", "source": config.source, "target": TARGETS[config.source], "count": found.height,
+            "doubtful": doubtful})
 
 
-def _measure(chosen: pl.DataFrame, store: Path, policy_path: Path, config: LabelsConfig,
-             policy: PolicyConfig) -> list[float]:
-    """Pass rates of the chosen prompts: those that are known, and the rest in chunks, each kept once it is done."""
-    from saerl_core.rl import rollouts
-
-    known = labels.read_store(store)
-    progress = Progress("label", "prompts")
-    loaded = None
-    for start in range(0, chosen.height, _CHUNK_PROMPTS):  # fixed chunks: the same batches after a crash
-        chunk = chosen[start : start + _CHUNK_PROMPTS].filter(~pl.col("key").is_in(list(known)))
-        if chunk.height:
-            loaded = loaded or rollouts.load_policy(policy_path, trust_remote_code=policy.trust_remote_code)
-            correct = rollouts.sample_correct(
-                loaded, chunk["messages"].to_list(), chunk["answer"].to_list(), samples=config.samples, temperature=1.0,
-                max_response_tokens=policy.max_response_tokens, seed=config.seed)
-            rates = correct.mean(axis=1).tolist()
-            labels.write_store(store, chunk["key"].to_list(), rates)
-            known |= dict(zip(chunk["key"], rates, strict=True))
-        progress(min(start + _CHUNK_PROMPTS, chosen.height), chosen.height)
-    return [known[key] for key in chosen["key"]]
+def load_labels(ref: ArtifactRef) -> pl.DataFrame:
+    """All labels: `row` (among the usable prompts), `pass_rate`, `samples` (null: not known), `doubtful`."""
+    return pl.read_parquet(ref.path / LABELS)
 
 
 def load_pass_rates(ref: ArtifactRef) -> tuple[np.ndarray, np.ndarray]:
-    """(row numbers among the usable prompts, pass rates)."""
-    found = pl.read_parquet(ref.path / LABELS)
+    """(row numbers among the usable prompts, pass rates) of the labels that are not doubtful."""
+    found = load_labels(ref).filter(~pl.col("doubtful"))
     return found["row"].to_numpy(), found["pass_rate"].to_numpy()
+
+
+def api_key(server: ServerConfig) -> str | None:
+    """The key that `labels.server.api_key_env` names, from the environment.
+
+    Raises:
+        ConfigError: the variable is not set.
+    """
+    if server.api_key_env is None:
+        return None
+    key = os.environ.get(server.api_key_env)
+    if not key:
+        raise ConfigError(f"labels.server.api_key_env: the environment variable {server.api_key_env} is not set")
+    return key
+
+
+def _given(usable: pl.DataFrame, column: str, rate: Callable[[np.ndarray], np.ndarray]) -> pl.DataFrame:
+    """Labels of all prompts that have a value in a column of the prompt table."""
+    rows = usable[column].is_not_null().arg_true()
+    values = usable[column].gather(rows).to_numpy()
+    if len(np.unique(values)) < 2:
+        raise DataError(f"data.columns.{column}: no two of {usable.height} usable prompts differ in it, so "
+                        "nothing can be learned from it")
+    return pl.DataFrame({"row": rows, "pass_rate": rate(values), "samples": None, "doubtful": False}, schema=_SCHEMA)
+
+
+def _measured(chosen: pl.DataFrame, rows: np.ndarray, stores: Path, policy_path: Path, policy_hash: str,
+              verifier: Verifier, config: LabelsConfig, policy: PolicyConfig) -> pl.DataFrame:
+    """Labels of the chosen prompts: what is known of them, and the rest in chunks, each kept once it is done."""
+    sampling = {"samples": config.samples, "seed": config.seed, "temperature": config.temperature,
+                "top_p": config.top_p, "verifier": verifier.identity,
+                "max_response_tokens": policy.max_response_tokens}
+    if config.server is not None and config.source == "server":
+        store = stores / labels.store_name(hashlib.sha256(config.server.model.encode()).hexdigest(),
+                                           {"source": "server", **sampling})
+        respond = _from_server(config, config.server, policy)
+    else:
+        store = stores / labels.store_name(policy_hash, sampling)
+        respond = _from_policy(config, policy_path, policy)
+    known = labels.read_store(store)
+    progress = Progress("label", "prompts")
+    for start in range(0, chosen.height, _CHUNK_PROMPTS):  # fixed chunks: the same batches after a crash
+        chunk = chosen[start : start + _CHUNK_PROMPTS].join(known, on="key", how="anti", maintain_order="left")
+        if chunk.height:
+            measured = labels.judge(chunk["key"].to_list(), respond(chunk), chunk["answer"].to_list(), verifier.score,
+                                    verifiers.stated_answer)
+            labels.write_store(store, measured)
+            known = known.vstack(measured)
+        progress(min(start + _CHUNK_PROMPTS, chosen.height), chosen.height)
+    measured = chosen.select("key").join(known, on="key", how="left", maintain_order="left")
+    doubtful = (np.zeros(len(rows), dtype=bool) if config.doubt_agreement is None
+                else labels.doubt_measured(measured, config.doubt_agreement))
+    return measured.select(pl.Series("row", rows), "pass_rate", "samples", pl.Series("doubtful", doubtful))
+
+
+def _from_policy(config: LabelsConfig, policy_path: Path, policy: PolicyConfig) -> Respond:
+    from saerl_core.rl import rollouts
+
+    loaded: list[rollouts.Policy] = []  # at the first chunk that has anything to do
+
+    def respond(chunk: pl.DataFrame) -> list[list[str]]:
+        if not loaded:
+            loaded.append(rollouts.load_policy(policy_path, trust_remote_code=policy.trust_remote_code))
+        return rollouts.sample_texts(
+            loaded[0], chunk["messages"].to_list(), samples=config.samples, temperature=config.temperature,
+            top_p=config.top_p, max_response_tokens=policy.max_response_tokens, seed=config.seed)
+
+    return respond
+
+
+def _from_server(config: LabelsConfig, server: ServerConfig, policy: PolicyConfig) -> Respond:
+    from saerl_core.rl import server as client
+
+    sampling = client.Sampling(config.samples, config.temperature, config.top_p, policy.max_response_tokens)
+
+    def respond(chunk: pl.DataFrame) -> list[list[str]]:
+        seeds = [labels.draw(key, config.seed) % 2**31 for key in chunk["key"]]
+        return client.sample_texts(server, api_key(server), chunk["messages"].to_list(), seeds, sampling)
+
+    return respond

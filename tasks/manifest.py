@@ -21,7 +21,7 @@ from tasks import cluster
 from tasks.caching import stage
 from tasks.extract import load_rows
 from tasks.inputs import Inputs
-from tasks.label import load_pass_rates
+from tasks.label import TARGETS, load_labels
 from tasks.read import load_table
 from tasks.scores import load_scores
 
@@ -41,20 +41,20 @@ def manifest(root: Path, inputs: Inputs, config: RunConfig, table: ArtifactRef, 
     hard, difficulty_report = load_scores(difficulty)
     good, quality_report = load_scores(quality)
     bad, note = low_quality(good, config.quality) if quality_report["used"] else (np.zeros(len(usable), bool), "")
+    pass_rate, doubtful = _label_columns(labels, len(usable))
+    refused = doubtful & config.labels.drop_doubtful
     grouped = cluster.load_labels(clusters)
-    candidates = np.flatnonzero(~bad)
+    candidates = np.flatnonzero(~(bad | refused))
     plan = schedule.make_schedule(grouped[candidates], hard[candidates], config.schedule)
     to_table = usable[candidates]
 
     reasons = all_rows["drop_reason"].to_list()
+    for row in usable[refused]:
+        reasons[row] = "doubtful_label"
     for row in usable[bad]:
         reasons[row] = "low_quality"
     for row, reason in plan.dropped.items():
         reasons[to_table[row]] = reason
-    pass_rate = np.full(len(usable), np.nan)
-    if labels is not None:
-        labelled, rates = load_pass_rates(labels)
-        pass_rate[labelled] = rates
     curation = Curation(
         table=all_rows.with_columns(drop_reason=pl.Series(reasons, dtype=pl.String)),
         cluster=_spread(grouped, usable, len(reasons), -1),
@@ -62,6 +62,7 @@ def manifest(root: Path, inputs: Inputs, config: RunConfig, table: ArtifactRef, 
         quality=_spread(good, usable, len(reasons), np.nan),
         pass_rate=_spread(pass_rate, usable, len(reasons), np.nan),
         schedule=schedule.Schedule(to_table[plan.batches], plan.epoch, {}),
+        doubtful=_spread(doubtful, usable, len(reasons), False),
     )
     cards = json.loads((clusters.path / cluster.CARDS).read_text(encoding="utf-8"))
     for card in cards["cards"]:
@@ -71,7 +72,7 @@ def manifest(root: Path, inputs: Inputs, config: RunConfig, table: ArtifactRef, 
         "settings": core.settings(config),
         "health": json.loads((features.path / "health.json").read_text(encoding="utf-8")),
         "clusters": {"sizes": [card["size"] for card in cards["cards"]], **cards},
-        "labels": _label_figures(config, pass_rate),
+        "labels": _label_figures(config, pass_rate, doubtful),
         "difficulty": difficulty_report,
         "quality": quality_report,
         "seed": config.schedule.seed,
@@ -97,7 +98,7 @@ def provenance_of(config: RunConfig, inputs: Inputs) -> dict[str, Any]:
         "model": {"sha256": inputs.model_hash, "layers": inputs.layers, "d_model": inputs.d_model,
                   "layer": inputs.layer},
         "sae": {"sha256": inputs.sae_hash, "architecture": inputs.architecture, "d_sae": inputs.d_sae},
-        "policy": {"sha256": inputs.policy_hash},
+        "policy": {"sha256": inputs.policy_hash, "verifier": inputs.verifier},
     }
 
 
@@ -112,12 +113,26 @@ def check_batches(config: RunConfig, rows: int) -> None:
                           f"{rows} usable prompts")
 
 
-def _label_figures(config: RunConfig, pass_rate: np.ndarray) -> dict[str, Any]:
-    known = pass_rate[~np.isnan(pass_rate)]
+def _label_columns(labels: ArtifactRef | None, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """(pass rate, NaN where there is none; whether it is doubtful) of each usable prompt."""
+    pass_rate, doubtful = np.full(length, np.nan), np.zeros(length, dtype=bool)
+    if labels is not None:
+        found = load_labels(labels)
+        pass_rate[found["row"].to_numpy()] = found["pass_rate"].to_numpy()
+        doubtful[found["row"].to_numpy()] = found["doubtful"].to_numpy()
+    return pass_rate, doubtful
+
+
+def _label_figures(config: RunConfig, pass_rate: np.ndarray, doubtful: np.ndarray) -> dict[str, Any]:
+    """Of the labels that are believed; the doubtful ones are counted only."""
+    source, known = config.labels.source, pass_rate[~np.isnan(pass_rate) & ~doubtful]
     return {
-        "source": config.labels.source,
+        "source": source,
+        "target": TARGETS.get(source),
+        "model": config.labels.server.model if source == "server" and config.labels.server else None,
         "count": len(known),
-        "samples": config.labels.samples if config.labels.source == "rollouts" else None,
+        "doubtful": int(doubtful.sum()),
+        "samples": config.labels.samples if source in ("rollouts", "server") else None,
         "mean_pass_rate": round(float(known.mean()), 6) if len(known) else None,
     }
 

@@ -1,4 +1,7 @@
-"""Stage `read`: prompt files → a prompt table, duplicates, conflicts, contamination and overlong prompts marked."""
+"""Stage `read`: prompt files → a prompt table; what must not be trained on is marked.
+
+That is: duplicates, conflicting answers, contamination, overlong prompts, and answers that no response can meet.
+"""
 
 from __future__ import annotations
 
@@ -8,25 +11,40 @@ import polars as pl
 
 from saerl_core import artifact, models, prompts
 from saerl_core.artifact import ArtifactRef
-from saerl_core.config import DataConfig
+from saerl_core.config import DataConfig, PolicyConfig
+from saerl_core.rl import verifiers
+from saerl_core.rl.verifiers import Verifier
 from tasks.caching import stage
 
 TABLE = "prompts.parquet"
 
 
 @stage("read", prompts.VERSION)
-def read(root: Path, data_path: Path, heldout_path: Path | None, policy_path: Path, data: DataConfig,
-         max_prompt_tokens: int, trust_remote_code: bool, data_hash: str, heldout_hash: str | None,
-         policy_hash: str) -> ArtifactRef:
-    """Read, validate and mark the prompts. The hashes stand for the paths in the cache key."""
+def read(root: Path, data_path: Path, heldout_path: Path | None, policy_path: Path, base: Path, data: DataConfig,
+         policy: PolicyConfig, data_hash: str, heldout_hash: str | None, policy_hash: str,
+         verifier: str) -> ArtifactRef:
+    """Read, validate and mark the prompts. The hashes, and the verifier's identity, stand for the paths in the key."""
     heldout = prompts.read_heldout(heldout_path, data) if heldout_path else None
     table = prompts.read_prompts(data_path, data, heldout)
-    tokenizer = models.load_tokenizer(policy_path, trust_remote_code=trust_remote_code)
+    table, _ = mark_unverifiable(table, verifiers.load(policy, base))
+    tokenizer = models.load_tokenizer(policy_path, trust_remote_code=policy.trust_remote_code)
     table = prompts.mark_too_long(
-        table, lambda messages: len(models.render(tokenizer, messages, chat_template=True)), max_prompt_tokens)
+        table, lambda messages: len(models.render(tokenizer, messages, chat_template=True)), policy.max_prompt_tokens)
     with artifact.staging(root / "artifacts") as staged:
         table.write_parquet(staged / TABLE)
         return artifact.seal(staged, "prompts", {"stage": "read", "rows": table.height})
+
+
+def mark_unverifiable(table: pl.DataFrame, verifier: Verifier) -> tuple[pl.DataFrame, str]:
+    """Mark usable rows whose reference answer the verifier does not accept as its own answer.
+
+    Returns:
+        The table, and a note where the verifier cannot be asked.
+    """
+    refused, note = verifiers.unverifiable(table["answer"].to_list(), verifier)
+    reason = pl.when(pl.col("drop_reason").is_null() & pl.Series(refused, dtype=pl.Boolean)).then(
+        pl.lit("unverifiable_answer")).otherwise(pl.col("drop_reason"))
+    return table.with_columns(drop_reason=reason), note
 
 
 def load_table(ref: ArtifactRef) -> pl.DataFrame:

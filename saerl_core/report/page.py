@@ -27,7 +27,9 @@ REASONS = {
     "duplicate": "The same prompt with the same answer stands earlier in the file.",
     "conflicting_answers": "One text with two answers: nobody can tell which of them is right.",
     "contaminated": "The prompt is also in the held-out set.",
+    "unverifiable_answer": "The verifier does not accept the reference as its own answer: no response can be rewarded.",
     "too_long": "Longer than policy.max_prompt_tokens: the trainer would cut it.",
+    "doubtful_label": "Never solved, and there is a sign that this is the grader's failure (labels.drop_doubtful).",
     "low_quality": "The quality probe scores it below quality.threshold. Worst first.",
     "too_hard": "Predicted harder than schedule.max_difficulty. Hardest first.",
     "beyond_steps": "More than schedule.steps batches can hold; thinned evenly from easy to hard.",
@@ -290,6 +292,8 @@ def _difficulty(header: Mapping[str, Any], curation: Curation) -> dict[str, Any]
     facts = [("labelled prompts", count(report.get("labels") or labels.get("count") or 0))]
     if labels.get("source"):
         facts.append(("labels from", str(labels["source"])))
+    if labels.get("doubtful"):
+        facts.append(("doubtful labels, not used", count(labels["doubtful"])))
     if labels.get("samples"):
         facts.append(("answers per prompt", count(labels["samples"])))
     rate = labels.get("mean_pass_rate", report.get("mean_pass_rate"))

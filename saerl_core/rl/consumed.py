@@ -1,4 +1,4 @@
-"""What verl really trained on, step by step.
+"""What verl really trained on, step by step, and how it was rewarded.
 
 The records are written inside the trainer by `verl_side/saerl_replay.py`, from the very answers that a step is
 computed on. A step that was run again after a crash has replaced its record.
@@ -8,8 +8,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
+
+import polars as pl
 
 from saerl_core.errors import ArtifactError
+from saerl_core.hashing import hash_files
+
+OBSERVED = {"key": pl.String, "id": pl.String, "step": pl.Int64, "successes": pl.Float64, "trials": pl.Int64}
 
 
 def consumed_batches(run_dir: Path) -> dict[int, list[str]]:
@@ -24,17 +30,45 @@ def consumed_batches(run_dir: Path) -> dict[int, list[str]]:
     Raises:
         ArtifactError: a record is unreadable.
     """
-    batches: dict[int, list[str]] = {}
-    for path in sorted((run_dir / "consumed").glob("step-*.json")):
-        record = _read(path)
-        batches[record["step"]] = record["ids"]
-    return batches
+    return {record["step"]: record["ids"] for record in map(_read, _files(run_dir))}
 
 
 def answers_per_prompt(run_dir: Path) -> dict[int, list[int]]:
     """Number of answers that each step got for each of its prompts; fewer than asked for means that rollouts failed."""
-    records = map(_read, sorted((run_dir / "consumed").glob("step-*.json")))
-    return {record["step"]: record["answers"] for record in records}
+    return {record["step"]: record["answers"] for record in map(_read, _files(run_dir))}
+
+
+def observed_rewards(run_dir: Path) -> pl.DataFrame:
+    """How the policy fared on each prompt of each step, before that step's update.
+
+    Args:
+        run_dir: The folder of a training, finished or not.
+
+    Returns:
+        A frame of `OBSERVED`, one row for each prompt of each step, in the order of training: the row's key in the
+        prompt table, its id, the step (from 1), the sum of its rewards, and the number of its answers.
+
+    Raises:
+        ArtifactError: there are no records, one is unreadable, or they hold no rewards.
+    """
+    files = _files(run_dir)
+    if not files:
+        raise ArtifactError(f"{run_dir}: no training has recorded its steps there; name a folder `runs/NAME` of a "
+                            "workspace")
+    rows: list[dict[str, Any]] = []
+    for path in files:
+        record = _read(path)
+        if record["rewards"] is None:
+            raise ArtifactError(f"{path}: holds no rewards: it was written by an older SAERL")
+        for key, prompt_id, reward, answers in zip(record["keys"], record["ids"], record["rewards"],
+                                                   record["answers"], strict=True):
+            rows.append({"key": key, "id": prompt_id, "step": record["step"], "successes": reward, "trials": answers})
+    return pl.DataFrame(rows, schema=OBSERVED)
+
+
+def rewards_hash(run_dir: Path) -> str:
+    """Content hash of a training's records: what a stage that reads them is cached by."""
+    return hash_files(run_dir, _files(run_dir))
 
 
 def consumed_at(run_dir: Path, step: int) -> list[str] | None:
@@ -43,9 +77,15 @@ def consumed_at(run_dir: Path, step: int) -> list[str] | None:
     return _read(path)["ids"] if path.exists() else None
 
 
-def _read(path: Path) -> dict:
+def _files(run_dir: Path) -> list[Path]:
+    return sorted((run_dir / "consumed").glob("step-*.json"))
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        return {"step": int(record["step"]), "ids": list(record["ids"]), "answers": list(record["answers"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        rewards = record.get("rewards")
+        return {"step": int(record["step"]), "ids": list(record["ids"]), "answers": list(record["answers"]),
+                "keys": list(record["keys"]) if rewards else None, "rewards": list(rewards) if rewards else None}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{path}: not a record of consumed prompts: {error}") from error

@@ -19,12 +19,12 @@ _DRAWS = 2000
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Which answers were right, of n problems."""
+    """How right the answers were, of n problems: 1 is right, 0 is wrong, unless the verifier gives partial credit."""
 
     sampled: np.ndarray
-    """bool [n, samples], at temperature 1"""
+    """float [n, samples], at temperature 1"""
     greedy: np.ndarray
-    """bool [n]"""
+    """float [n]"""
 
     @property
     def accuracy(self) -> float:
@@ -47,8 +47,8 @@ class Difference:
 
 
 def evaluate(policy: Path, messages: Sequence[list[dict[str, str]]], answers: Sequence[str],
-             config: EvaluationConfig, *, max_response_tokens: int, trust_remote_code: bool = False,
-             progress: Callable[[int, int], None] | None = None) -> Evaluation:
+             config: EvaluationConfig, *, score: Callable[[str, str], float], max_response_tokens: int,
+             trust_remote_code: bool = False, progress: Callable[[int, int], None] | None = None) -> Evaluation:
     """Let a policy answer held-out problems, several times at temperature 1 and once greedily.
 
     Args:
@@ -56,6 +56,7 @@ def evaluate(policy: Path, messages: Sequence[list[dict[str, str]]], answers: Se
         messages: n chats.
         answers: n reference answers.
         config: Samples and seed; `prompts` is the caller's concern.
+        score: The verifier, (response, reference answer) → reward in [0, 1].
         max_response_tokens: Sampling stops there.
         trust_remote_code: Run code that comes with the model.
         progress: Called with problems done and problems in all; each counts twice, sampled and greedy.
@@ -71,8 +72,8 @@ def evaluate(policy: Path, messages: Sequence[list[dict[str, str]]], answers: Se
             if progress is not None:
                 progress(before + done, 2 * n)
 
-        return rollouts.sample_correct(
-            loaded, messages, answers, samples=samples, temperature=temperature,
+        return rollouts.sample_scores(
+            loaded, messages, answers, score=score, samples=samples, temperature=temperature,
             max_response_tokens=max_response_tokens, seed=config.seed, progress=tell)
 
     return Evaluation(sampled=answered(config.samples, 1.0, 0), greedy=answered(1, 0.0, n)[:, 0])

@@ -20,8 +20,9 @@ from saerl_core.config import RunConfig
 from saerl_core.errors import ConfigError
 from saerl_core.hashing import hash_value
 from saerl_core.manifest import verify_manifest
-from saerl_core.rl import verl_side
+from saerl_core.rl import verifiers, verl_side
 from saerl_core.rl.overrides import check_user_overrides, key_of, spell
+from saerl_core.rl.verl_side.saerl_judge import FOLDER_VARIABLE
 
 Engine = Literal["cpu", "gpu"]
 
@@ -110,7 +111,8 @@ def build_job(
         policy_hash: Content hash of the policy, if the caller knows it; else its files are read.
 
     Raises:
-        ConfigError: an override that would change the order of prompts, or settings that do not fit the manifest.
+        ConfigError: an override that would change the order of prompts, settings that do not fit the manifest, or a
+            verifier that cannot be had.
         ArtifactError: the manifest is damaged.
         ModelError: there is no such policy.
     """
@@ -218,6 +220,7 @@ def job_environment(config: RunConfig, engine: Engine, run_dir: Path) -> dict[st
         "RAY_DEDUP_LOGS": "0",
         "RAY_COLOR_PREFIX": "0",
         "PYTHONUNBUFFERED": "1",
+        FOLDER_VARIABLE: str(Path(config.base).resolve()),
     }
     if engine == "gpu":
         return common
@@ -306,6 +309,10 @@ def _algorithm_settings(config: RunConfig, model: str, run_dir: Path) -> dict[st
         "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": train.micro_batch_size,
         "reward.custom_reward_function.path": str(VERL_SIDE / "saerl_reward.py"),
         "reward.custom_reward_function.name": "compute_score",
+        "+reward.custom_reward_function.reward_kwargs": {
+            "verifier": config.policy.verifier,
+            "identity": verifiers.load(config.policy, Path(config.base)).identity,
+        },
     }
 
 

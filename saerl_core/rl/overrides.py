@@ -49,6 +49,7 @@ _RESERVED: dict[str, str] = {
     "actor_rollout_ref.model.trust_remote_code": "set policy.trust_remote_code",
     "data.trust_remote_code": "set policy.trust_remote_code",
     "reward.custom_reward_function": "set policy.verifier: evaluation and training must judge alike",
+    "reward.reward_model": "set policy.verifier: the verifier gives the reward",
     "skip": _ORDER,
     "hydra": "SAERL runs the job in a folder of its own",
 }

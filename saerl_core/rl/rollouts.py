@@ -1,4 +1,4 @@
-"""Answers of a policy to many prompts, judged by the verifier: pass-rate labels and evaluation use this.
+"""Answers of a policy to many prompts, and their scores: pass-rate labels and evaluation use this.
 
 Prompts go through the model in order of length, in batches of a token budget; what comes back is in the caller's
 order, and is the same for a seed whatever else ran in the process.
@@ -16,7 +16,6 @@ import torch
 
 from saerl_core.errors import ModelError
 from saerl_core.rl.verl_side.saerl_sampling import Answer, SamplingRule, answer_seed, sample_answers, stop_ids_of
-from saerl_core.rl.verl_side.saerl_verifier import is_correct
 
 Message = dict[str, str]
 Progress = Callable[[int, int], None]
@@ -92,14 +91,15 @@ def sample_texts(
     temperature: float,
     max_response_tokens: int,
     seed: int,
+    top_p: float = 1.0,
     progress: Progress | None = None,
     tokens_per_batch: int | None = None,
 ) -> list[list[str]]:
-    """`samples` answers per prompt as text, in the order of `messages`. See `sample_correct`."""
+    """`samples` answers per prompt as text, in the order of `messages`. See `sample_scores`."""
     if temperature <= 0 and samples != 1:
         raise ValueError(f"temperature {temperature} is greedy: {samples} samples would all be the same")
     prompts = encode_prompts(policy, messages)
-    rule = SamplingRule(temperature=temperature)
+    rule = SamplingRule(temperature=temperature, top_p=top_p)
     budget = tokens_per_batch or _TOKENS_PER_BATCH.get(policy.model.device.type, 1 << 16)
     texts: list[list[str]] = [[] for _ in prompts]
     done = 0
@@ -123,11 +123,12 @@ def sample_texts(
     return texts
 
 
-def sample_correct(
+def sample_scores(
     policy: Policy,
     messages: Sequence[Sequence[Message]],
     answers: Sequence[str],
     *,
+    score: Callable[[str, str], float],
     samples: int,
     temperature: float,
     max_response_tokens: int,
@@ -135,11 +136,12 @@ def sample_correct(
     progress: Progress | None = None,
     tokens_per_batch: int | None = None,
 ) -> np.ndarray:
-    """Which of the policy's answers are right.
+    """How right the policy's answers are.
 
     Args:
         messages: n chats.
         answers: n reference answers.
+        score: the verifier, (response, reference answer) → reward in [0, 1].
         samples: answers per prompt.
         temperature: 0 is greedy and needs `samples=1`.
         seed: every prompt draws from a stream of its own, made of this seed and its tokens.
@@ -147,7 +149,7 @@ def sample_correct(
         tokens_per_batch: bound on prompt and answer tokens in one batch, padding included.
 
     Returns:
-        bool [n, samples], in the order of `messages`.
+        float [n, samples], in the order of `messages`.
     """
     if len(messages) != len(answers):
         raise ValueError(f"{len(messages)} prompts, {len(answers)} answers")
@@ -161,8 +163,8 @@ def sample_correct(
         progress=progress,
         tokens_per_batch=tokens_per_batch,
     )
-    correct = [[is_correct(text, answer) for text in row] for row, answer in zip(texts, answers, strict=True)]
-    return np.array(correct, dtype=bool).reshape(len(texts), samples)
+    scores = [[score(text, answer) for text in row] for row, answer in zip(texts, answers, strict=True)]
+    return np.array(scores, dtype=np.float64).reshape(len(texts), samples)
 
 
 def _batches(prompts: list[list[int]], samples: int, max_tokens: int, budget: int) -> Iterator[list[int]]:

@@ -17,7 +17,8 @@ from typing import Any
 
 from saerl_core.artifact import staging
 from saerl_core.errors import ConfigError
-from saerl_core.rl.rollouts import load_policy, sample_correct
+from saerl_core.rl.rollouts import load_policy, sample_scores
+from saerl_core.rl.verl_side.saerl_verifier import is_correct
 from saerl_core.toy import data, lm, sae, tokenizer, world
 from saerl_core.toy.card import describe
 
@@ -178,10 +179,11 @@ def _pass_rates(folder: Path, tested: list[world.Problem], samples: int, progres
     """Held-out pass rates: at temperature 1 and greedy, overall and by level, beside what the world makes likely."""
     policy = load_policy(folder, device="cpu")
     measure = partial(
-        sample_correct,
+        sample_scores,
         policy,
         [[{"role": "user", "content": problem.text}] for problem in tested],
         [problem.answer for problem in tested],
+        score=is_correct,
         max_response_tokens=MAX_RESPONSE_TOKENS,
         seed=_SEED,
     )

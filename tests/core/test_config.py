@@ -33,6 +33,11 @@ def build(**sections: Any) -> RunConfig:
                                                                 "schedule.batch_size (2)"),
     ({"train": {"gpus": 3, "tensor_parallel": 2}}, "train.gpus (3) is not a multiple of train.tensor_parallel (2)"),
     ({"labels": {"source": "column"}}, "labels.source is 'column' but data.columns.pass_rate names none"),
+    ({"labels": {"source": "level"}}, "labels.source is 'level' but data.columns.level names none"),
+    ({"labels": {"source": "server"}}, "labels.source is 'server' but labels.server is not set"),
+    ({"labels": {"server": {"url": "http://h/v1", "mdoel": "m"}}}, "unknown key 'labels.server.mdoel'; did you mean"),
+    ({"labels": {"server": {"url": "h:1", "model": "m"}}}, "labels.server.url = 'h:1': expected http://HOST:PORT/v1"),
+    ({"policy": {"verifier": "import:judge"}}, "policy.verifier = 'import:judge': expected `exact`, `math`, or"),
     ({"name": "../elsewhere"}, "name = '../elsewhere'"),
     ({"data": {"answer_pattern": "("}}, "is not a regular expression"),
     ({"data": {"answer_pattern": "abc"}}, "needs a group"),
@@ -94,6 +99,16 @@ def test_places_and_speed_are_no_part_of_what_is_cached() -> None:
     there = build(workspace="b", features={"model": "elsewhere", "tokens_per_batch": 99}, data={"path": "q.jsonl"})
     assert content(here) == content(there)
     assert content(here) != content(build(features={"max_tokens": 5}))
+
+
+def test_where_a_server_is_and_how_it_is_asked_changes_no_label_but_its_model_does() -> None:
+    def labels(url: str, model: str, **speed: Any) -> dict[str, Any]:
+        return content(build(labels={"source": "server", "server": {"url": url, "model": model, **speed}}).labels)
+
+    here = labels("http://a/v1", "m")
+    assert here == labels("https://b:8000", "m", api_key_env="KEY", concurrency=1, timeout_seconds=9, retries=0)
+    assert here != labels("http://a/v1", "n")
+    assert content(build(difficulty={"rewards": "runs/a"})) == content(build(difficulty={"rewards": "runs/b"}))
 
 
 def test_every_field_has_a_docstring() -> None:

@@ -27,6 +27,15 @@ def test_a_good_job_passes_with_the_manifests_batches(
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+@pytest.mark.parametrize("verifier", ["math", "import:judge_in_verl:same"])
+def test_the_verifier_is_found_in_verls_interpreter(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verifier: str
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "judge_in_verl.py").write_text("def same(response, answer):\n    return answer in response\n")
+    assert check_config_only(make_config(policy={"verifier": verifier})).verl.startswith("0.9")
+
+
 def test_a_policy_that_is_not_here_can_still_have_its_configuration_checked(make_config: MakeConfig) -> None:
     config = make_config(
         train={"engine": "gpu", "gpus": 2, "tensor_parallel": 2}, policy={"model": "Qwen/Qwen2.5-Math-1.5B"}

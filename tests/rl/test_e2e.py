@@ -7,17 +7,19 @@ import textwrap
 import time
 from pathlib import Path
 
+import polars as pl
 import psutil
 import pytest
 import torch
 
 from saerl_core.errors import ArtifactError
 from saerl_core.rl.check import manifest_batches
-from saerl_core.rl.consumed import answers_per_prompt, consumed_at, consumed_batches
+from saerl_core.rl.consumed import answers_per_prompt, consumed_at, consumed_batches, observed_rewards
 from saerl_core.rl.job import VerlJob, build_job
 from saerl_core.rl.launch import last_checkpoint, run_job
 from saerl_core.rl.metrics import read_metrics
-from saerl_core.rl.rollouts import load_policy, sample_correct
+from saerl_core.rl.rollouts import load_policy, sample_scores
+from saerl_core.rl.verl_side.saerl_verifier import is_correct
 from tests.rl.conftest import MakeConfig
 from tests.rl.tiny import save_manifest, save_tiny_policy, warm_up
 
@@ -65,6 +67,12 @@ def test_a_job_survives_being_killed_and_follows_its_manifest_throughout(
     # One row a step, though some were run twice; validated every third step; sampler and trainer agree.
     metrics = read_metrics(result.metrics)
     assert metrics["step"].to_list() == [1, 2, 3, 4, 5, 6]
+
+    # The rewards that were written down are those that verl itself says it trained on.
+    seen = observed_rewards(job.run_dir).group_by("step").agg(pl.col("successes").sum(), pl.col("trials").sum())
+    means = seen.sort("step").select(pl.col("successes") / pl.col("trials")).to_series().to_list()
+    assert means == pytest.approx(metrics["reward_mean"].to_list())
+    assert max(means) > 0
     assert metrics.filter(metrics["heldout_accuracy"].is_not_null())["step"].to_list() == [3, 6]
     assert metrics["ppo_kl"].abs().max() < 1e-5  # pyright: ignore[reportOperatorIssue, reportOptionalOperand]
     assert metrics["entropy"].is_not_null().all()
@@ -72,8 +80,9 @@ def test_a_job_survives_being_killed_and_follows_its_manifest_throughout(
     # The policy loads, answers, and is not the one that training began with.
     before, after = load_policy(policy_dir, "cpu"), load_policy(result.checkpoint, "cpu")
     assert next(after.model.parameters()).dtype == torch.float32
-    correct = sample_correct(
-        after, [[{"role": "user", "content": "1+2?"}]], ["1"], samples=2, temperature=1, max_response_tokens=8, seed=0
+    correct = sample_scores(
+        after, [[{"role": "user", "content": "1+2?"}]], ["1"], score=is_correct, samples=2, temperature=1,
+        max_response_tokens=8, seed=0
     )
     assert correct.shape == (1, 2)
     assert after.tokenizer.chat_template == before.tokenizer.chat_template

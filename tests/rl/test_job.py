@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,23 @@ def test_identity_changes_with_manifest_and_policy(
     other = save_manifest(tmp_path / "manifests", batch_size=4, batches=6, seed=5)
     assert build_job(make_config(), other, None, tmp_path).identity != job.identity
     assert build_job(make_config(), manifest_dir, None, tmp_path, policy_hash="other").identity != job.identity
+
+
+def test_identity_changes_with_the_verifier_and_with_its_source(
+    make_config: MakeConfig, manifest_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    judge = tmp_path / "judge_of_jobs.py"
+
+    def identity(verifier: str) -> str:
+        sys.modules.pop("judge_of_jobs", None)
+        return build_job(make_config(policy={"verifier": verifier}), manifest_dir, None, tmp_path).identity
+
+    judge.write_text("def same(response, answer):\n    return answer in response\n")
+    found = {identity("exact"), identity("math"), identity("import:judge_of_jobs:same")}
+    judge.write_text("def same(response, answer):\n    return answer == response\n")
+    found.add(identity("import:judge_of_jobs:same"))
+    assert len(found) == 4
 
 
 def test_a_damaged_manifest_is_refused(make_config: MakeConfig, tmp_path: Path) -> None:

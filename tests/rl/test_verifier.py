@@ -41,6 +41,8 @@ def test_the_last_marker_holds_the_answer(text: str, answer: str | None) -> None
         (r"12,\!650", "12650"),
         ("12{,}650", "12650"),
         ("1,234,567.50", "1234567.5"),
+        ("1 234 567", "1234567"),
+        (r"1 \frac{1}{5}", "1&1/5"),
         ("$72$", "72"),
         (r"\$72.00", "72"),
         ("007", "7"),
@@ -60,6 +62,14 @@ def test_the_last_marker_holds_the_answer(text: str, answer: str | None) -> None
 )
 def test_spellings_of_one_answer_are_one(spelling: str, plain: str) -> None:
     assert normalise_answer(spelling) == plain
+
+
+@pytest.mark.parametrize(("one", "other"), [
+    (r"1\frac{1}{5}", r"\frac{11}{5}"), (r"2 \frac14", r"\frac{21}{4}"), ("1 1/5", "11/5"), ("9 6", "96"),
+    (r"3\dfrac{1}{2}", r"\dfrac{31}{2}"),
+])
+def test_answers_that_only_a_gap_tells_apart_are_two(one: str, other: str) -> None:
+    assert normalise_answer(one) != normalise_answer(other)
 
 
 @given(st.text(alphabet=st.sampled_from(list("0123456789.,-+$\\{}frac text!% ()^°#<|>end\n")) | st.characters()))

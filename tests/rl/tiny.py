@@ -108,7 +108,7 @@ def _row(rng: random.Random, prompt_id: str, index: int, batch: int, split: str)
         "ability": "math",
         "reward_model": {"style": "rule", "ground_truth": str(left)},
         "extra_info": {
-            "id": prompt_id, "index": index, "split": split, "epoch": 0, "batch": batch,
+            "id": prompt_id, "key": f"key-{prompt_id}", "index": index, "split": split, "epoch": 0, "batch": batch,
             "cluster": 0, "difficulty": 0.5, "quality": 1.0,
         },
     }

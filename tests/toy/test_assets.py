@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2ForCausalL
 
 from saerl_core import locations
 from saerl_core.rl import rollouts
+from saerl_core.rl.verl_side.saerl_verifier import is_correct
 from saerl_core.toy import build as toy
 from saerl_core.toy import data, sae, world
 from saerl_core.toy.tokenizer import render_prompt
@@ -147,8 +148,8 @@ def test_the_model_passes_as_often_as_its_card_says(
     policy: rollouts.Policy, heldout: list[data.Row], card: dict[str, Any]
 ) -> None:
     rows = heldout[:300]
-    correct = rollouts.sample_correct(
-        policy, chats(rows), [row["answer"] for row in rows],
+    correct = rollouts.sample_scores(
+        policy, chats(rows), [row["answer"] for row in rows], score=is_correct,
         samples=2, temperature=1.0, max_response_tokens=toy.MAX_RESPONSE_TOKENS, seed=1,
     ).mean(axis=1)
     by_level = {level: correct[[row["level"] == level for row in rows]].mean() for level in world.LEVELS}

@@ -2,9 +2,10 @@
 
     python saerl_check.py job|config OVERRIDE...
 
-Composes verl's real configuration, runs verl's own checks and builds its configuration classes. `job` goes on to load
-tokenizer, reward function, data set and sampler, and lists which prompt ids every step will get; `config` stops before
-anything that needs the model or the data. No Ray, no GPU, no rollout engine: a GPU job can be checked on a laptop.
+Composes verl's real configuration, runs verl's own checks, builds its configuration classes and loads the verifier.
+`job` goes on to load tokenizer, data set and sampler, and lists which prompt ids every step will get; `config` stops
+before anything that needs the model or the data. No Ray, no GPU, no rollout engine: a GPU job can be checked on a
+laptop.
 
 The last line on stdout is one JSON object: `{"ok": true, ...}` or `{"ok": false, "error": "..."}`.
 """
@@ -30,25 +31,33 @@ def check_config(config: Any) -> None:
         omega_conf_to_dataclass(part)
 
 
+def check_reward(config: Any) -> None:
+    """The run's verifier, in the interpreter that will ask it."""
+    from saerl_reward import configured_verifier
+    from verl.trainer.ppo.reward import get_custom_reward_fn
+
+    settings = config.reward.custom_reward_function.reward_kwargs
+    configured_verifier(settings.verifier, settings.identity)
+    compute_score: Any = get_custom_reward_fn(config)
+    if settings.verifier in ("exact", "math"):
+        right = compute_score(data_source="check", solution_str="\\boxed{1}", ground_truth="1", extra_info={})
+        if right != 1.0:
+            raise ValueError(f"policy.verifier: {settings.verifier} does not accept a right answer")
+
+
 def check_job(config: Any) -> dict[str, Any]:
-    """Tokenizer, reward function, data and order, as verl's trainer builds them."""
+    """Tokenizer, data and order, as verl's trainer builds them."""
     from torchdata.stateful_dataloader import StatefulDataLoader
     from verl.trainer.ppo.utils import create_rl_dataset, create_rl_sampler
     from verl.utils import normalize_token_ids
     from verl.utils.config import omega_conf_to_dataclass
     from verl.utils.dataset.rl_dataset import collate_fn
-    from verl.utils.import_utils import load_extern_object
 
     model = omega_conf_to_dataclass(config.actor_rollout_ref.model)
     tokenizer = model.tokenizer
     _refuse_remote_code(config, model)
     if tokenizer.chat_template is None:
         raise ValueError(f"{config.actor_rollout_ref.model.path}: the tokenizer has no chat template")
-
-    reward = config.reward.custom_reward_function
-    compute_score: Any = load_extern_object(reward.path, reward.name)
-    if compute_score("check", "#1", "1", {}) != 1.0:
-        raise ValueError(f"{reward.path}: the reward function does not accept a right answer")
 
     data = config.data
     train: Any = create_rl_dataset(
@@ -118,6 +127,7 @@ def main(mode: str, overrides: list[str]) -> dict[str, Any]:
         config = compose(config_name="ppo_trainer", overrides=overrides)
     OmegaConf.resolve(config)
     check_config(config)
+    check_reward(config)
     findings = check_job(config) if mode == "job" else {}
     return {"ok": True, "verl": verl.__version__, **findings}
 

@@ -1,8 +1,8 @@
-"""verl's replay buffer, writing down which prompts the trainer takes for every step.
+"""verl's replay buffer, writing down which prompts the trainer takes for every step, and how they were rewarded.
 
-The trainer trains on exactly what `sample` returns, and each answer in it still carries its row's `extra_info`. So
-what is recorded here is what was consumed, and not what a file or a loader should have given. Selected by
-`trainer.v1.sampler.custom_sampler`; its settings come through `trainer.v1.sampler.sampler_kwargs`:
+The trainer trains on exactly what `sample` returns, and each answer in it carries its reward and still its row's
+`extra_info`. So what is recorded here is what was consumed, and not what a file or a loader should have given.
+Selected by `trainer.v1.sampler.custom_sampler`; its settings come through `trainer.v1.sampler.sampler_kwargs`:
 
     consumed_dir   folder for one JSON file a step; a step that is run again after a crash replaces its file
     poll_interval  seconds between looks at the queue (verl's own is 2.0, most of a step on a toy model)
@@ -11,7 +11,7 @@ what is recorded here is what was consumed, and not what a file or a loader shou
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 
 
 class RecordingReplayBuffer(ReplayBuffer):
-    """One JSON file per training step: prompt ids in the order of their rows, and the number of answers to each."""
+    """One JSON file per training step: prompt ids and keys in the order of their rows, and for each the number of its
+    answers and the sum of their rewards."""
 
     def __init__(self, *, sampler_kwargs: Any, **settings: Any) -> None:
         super().__init__(
@@ -38,15 +39,19 @@ class RecordingReplayBuffer(ReplayBuffer):
 
     def _record(self, step: int, batch: Any) -> None:
         data = transfer_queue.kv_batch_get(
-            keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_info"]
+            keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_info", "rm_scores"]
         )
-        rows: list[Any] = [getattr(info, "data", info) for info in data["extra_info"]]
-        answers = Counter((int(info["index"]), str(info["id"])) for info in rows)
-        ordered = sorted(answers)
+        rewards: dict[tuple[int, str, str], list[float]] = defaultdict(list)
+        for info, scores in zip(data["extra_info"], data["rm_scores"], strict=True):
+            row: Any = getattr(info, "data", info)
+            rewards[int(row["index"]), str(row["id"]), str(row["key"])].append(float(scores.sum()))
+        ordered = sorted(rewards)
         record = {
             "step": step,
-            "ids": [prompt_id for _, prompt_id in ordered],
-            "answers": [answers[row] for row in ordered],
+            "ids": [prompt_id for _, prompt_id, _ in ordered],
+            "keys": [key for _, _, key in ordered],
+            "answers": [len(rewards[row]) for row in ordered],
+            "rewards": [sum(rewards[row]) for row in ordered],
         }
         self._consumed_dir.mkdir(parents=True, exist_ok=True)
         target = self._consumed_dir / f"step-{step:06d}.json"

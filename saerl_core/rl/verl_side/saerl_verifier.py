@@ -27,7 +27,8 @@ _MEANINGLESS = re.compile(
 )
 _SHORT_FRACTION = re.compile(r"\\frac([0-9])([0-9])")
 _FRACTION = re.compile(r"\\frac\{(-?[0-9]+)\}\{([0-9]+)\}")
-_GROUPED = re.compile(r"[+-]?[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]*)?")
+_GROUPED = re.compile(r"[+-]?[0-9]{1,3}(?:[,&][0-9]{3})+(?:\.[0-9]*)?")
+_APART = re.compile(r"(?<=[0-9])\s+(?=[0-9])|(?<=[0-9])\s*(?=\\[dt]?frac)")  # `9 6` is not 96, `1\frac15` not 11/5
 _NUMBER = re.compile(r"([+-]?)([0-9]*)(?:\.([0-9]*))?")
 
 
@@ -87,14 +88,14 @@ def _last_boxed(text: str) -> tuple[int, str | None]:
 
 def _normalise_once(answer: str) -> str:
     text = _SPECIAL_TOKEN.sub("", answer).casefold()
-    text = _WRAPPER.sub(r"\1", text)
+    text = _APART.sub("&", _WRAPPER.sub(r"\1", text))
     text = text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("{,}", ",")
     text = _MEANINGLESS.sub("", text)
     text = _SHORT_FRACTION.sub(r"\\frac{\1}{\2}", text)
     text = _FRACTION.sub(r"\1/\2", text)
     text = text.rstrip(".")
     if _GROUPED.fullmatch(text):
-        text = text.replace(",", "")
+        text = text.replace(",", "").replace("&", "")
     return _normalise_number(text)
 
 
