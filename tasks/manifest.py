@@ -22,7 +22,7 @@ from tasks.caching import stage
 from tasks.extract import load_rows
 from tasks.inputs import Inputs
 from tasks.label import load_pass_rates
-from tasks.read import load_table
+from tasks.read import load_findings, load_table
 from tasks.scores import load_scores
 
 SUMMARY = "summary.md"
@@ -69,6 +69,7 @@ def manifest(root: Path, inputs: Inputs, config: RunConfig, table: ArtifactRef, 
     provenance = {
         "inputs": provenance_of(config, inputs),
         "settings": core.settings(config),
+        "hygiene": load_findings(table),
         "health": json.loads((features.path / "health.json").read_text(encoding="utf-8")),
         "clusters": {"sizes": [card["size"] for card in cards["cards"]], **cards},
         "labels": _label_figures(config, pass_rate),
@@ -91,9 +92,11 @@ def curation_hash(config: RunConfig, inputs: Inputs) -> str:
 
 def provenance_of(config: RunConfig, inputs: Inputs) -> dict[str, Any]:
     """What was read, by content: hashes and shapes, no places."""
+    hashes = list(inputs.evaluation_hashes.values())  # the held-out set's first
     return {
         "data": {"name": config.data.name, "sha256": inputs.data_hash},
-        "heldout": {"sha256": inputs.heldout_hash} if inputs.heldout_hash else None,
+        "heldout": {"sha256": hashes.pop(0)} if config.data.heldout else None,
+        "decontaminate": [{"sha256": sha256} for sha256 in hashes],
         "model": {"sha256": inputs.model_hash, "layers": inputs.layers, "d_model": inputs.d_model,
                   "layer": inputs.layer},
         "sae": {"sha256": inputs.sae_hash, "architecture": inputs.architecture, "d_sae": inputs.d_sae},

@@ -26,7 +26,8 @@ _LEVELS = 12
 REASONS = {
     "duplicate": "The same prompt with the same answer stands earlier in the file.",
     "conflicting_answers": "One text with two answers: nobody can tell which of them is right.",
-    "contaminated": "The prompt is also in the held-out set.",
+    "near_duplicate": "All but the same as an earlier prompt: same numbers, same answer, nearly the same words.",
+    "contaminated": "The prompt is also in an evaluation set, word for word or nearly so.",
     "too_long": "Longer than policy.max_prompt_tokens: the trainer would cut it.",
     "low_quality": "The quality probe scores it below quality.threshold. Worst first.",
     "too_hard": "Predicted harder than schedule.max_difficulty. Hardest first.",
