@@ -73,7 +73,9 @@ class Preset(Section):
     """How a known data set is laid out. A column other than prompt and answer may be missing from a copy of it."""
 
     columns: ColumnsConfig
+    """Its column names."""
     answer_pattern: str | None = None
+    """Where the answer is in its column, if not all of it."""
 
 
 _BALANCED = r"[^{}]*"
@@ -91,7 +93,7 @@ PRESETS: dict[str, Preset] = {
                                                    solution="solution"), answer_pattern=_LAST_BOXED),
     "deepscaler": Preset(columns=ColumnsConfig(prompt="problem", answer="answer", solution="solution")),
     "deepmath": Preset(columns=ColumnsConfig(prompt="question", answer="final_answer", subject="topic",
-                                             level="difficulty", solution="r1_solution_1")),
+                                             level="difficulty")),
     "dapo": Preset(columns=ColumnsConfig(prompt="prompt", answer="reward_model.ground_truth")),
     "verl": Preset(columns=ColumnsConfig(prompt="prompt", answer="reward_model.ground_truth")),
     "saerl": Preset(columns=ColumnsConfig(id="id", prompt="problem", answer="answer", subject="subject", level="level",
@@ -199,10 +201,10 @@ class HygieneConfig(Section):
     """Words per n-gram, for the two overlaps below."""
     near_duplicate_overlap: Annotated[float, Field(gt=0, le=1)] | None = 0.6
     """Drop a prompt that shares this much of its n-grams with an earlier one (Jaccard). `null`: do not look."""
-    contamination_overlap: Annotated[float, Field(gt=0, le=1)] | None = 0.7
+    contamination_overlap: Annotated[float, Field(gt=0, le=1)] | None = 0.5
     """Drop a prompt that holds this share of the n-grams of an evaluation prompt. `null`: word for word only."""
     sae_similarity: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Drop a prompt whose SAE features are this close to an earlier one's (cosine; 0.97 is a start). Default: off."""
+    """Drop a prompt whose SAE features are this close to an earlier one's (cosine; 0.9 is a start). Default: off."""
 
 
 class FeaturesConfig(Section):

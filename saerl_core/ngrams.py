@@ -80,7 +80,8 @@ def gram_matrix(texts: Sequence[Sequence[str]], n: int) -> sp.csr_array:
     text = np.repeat(np.arange(len(padded)), lengths)
     inside = np.arange(len(flat)) + n <= np.cumsum(lengths)[text]
     row, column = text[inside], gram[inside[: len(gram)]]
-    matrix = sp.csr_array((np.ones(len(row), np.int32), (row, column)), shape=(len(padded), int(gram.max()) + 1))
+    matrix = sp.csr_array((np.ones(len(row), np.int32), (row, column)),
+                          shape=(len(padded), int(gram.max(initial=0)) + 1))
     matrix.sum_duplicates()
     matrix.data[:] = 1
     return matrix
