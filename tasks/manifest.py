@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from saerl_core import hygiene, schedule
 from saerl_core import manifest as core
-from saerl_core import schedule
 from saerl_core.artifact import ArtifactRef
 from saerl_core.config import RunConfig
 from saerl_core.errors import ConfigError
@@ -63,20 +63,21 @@ def manifest(root: Path, inputs: Inputs, config: RunConfig, table: ArtifactRef, 
         pass_rate=_spread(pass_rate, usable, len(reasons), np.nan),
         schedule=schedule.Schedule(to_table[plan.batches], plan.epoch, {}),
     )
+    findings = load_findings(table)
     cards = json.loads((clusters.path / cluster.CARDS).read_text(encoding="utf-8"))
     for card in cards["cards"]:
         card["nearest"] = [int(usable[row]) for row in card["nearest"]]
     provenance = {
         "inputs": provenance_of(config, inputs),
         "settings": core.settings(config),
-        "hygiene": load_findings(table),
+        "hygiene": findings,
         "health": json.loads((features.path / "health.json").read_text(encoding="utf-8")),
         "clusters": {"sizes": [card["size"] for card in cards["cards"]], **cards},
         "labels": _label_figures(config, pass_rate),
         "difficulty": difficulty_report,
         "quality": quality_report,
         "seed": config.schedule.seed,
-        "notes": [note] if note else [],
+        "notes": [*hygiene.summary(findings), *filter(None, [note])],
     }
     active = load_rows(features).active()
     return core.write_manifest(root / "manifests", curation, provenance, lambda header: {

@@ -199,6 +199,7 @@ def test_what_hygiene_found_is_in_the_manifest_and_changes_with_the_evaluation_s
     assert [pair["id"] for pair in found["pairs"]] == [rows[3]["id"], rows[7]["id"]]
     assert header["prompts"]["dropped_by_reason"]["contaminated"] == 2
     assert len(header["inputs"]["decontaminate"]) == 1
+    assert "1 prompts are in exam word for word, 1 nearly so" in header["notes"]
     write_rows(Path(config.base) / "exam.jsonl", rows[3:4])
     again = curate(config)
     assert read_manifest(again.manifest.path)["prompts"]["dropped_by_reason"]["contaminated"] == 1
