@@ -9,9 +9,10 @@ from typing import Any
 import polars as pl
 import torch
 
-from saerl_core import backbone, models, prompts, sae
+from saerl_core import backbone, hygiene, models, prompts, sae, sources
 from saerl_core.config import RunConfig, SourceConfig
 from saerl_core.errors import ConfigError
+from saerl_core.hygiene import EvaluationSet
 from saerl_core.models import ModelSpec
 from saerl_core.rl import verifiers
 from saerl_core.sae import SaeSpec
@@ -36,9 +37,9 @@ def check_inputs(config: RunConfig, *, train: bool) -> None:
     rows = _read(config, config.data, _SAMPLE_ROWS).height
     if rows < _SAMPLE_ROWS:  # that was all of it
         check_batches(config, rows)
-    if config.data.heldout is not None:
-        _read(config, config.data.heldout, _SAMPLE_ROWS)
-    elif train:
+    for source in config.data.evaluations().values():
+        _read(config, source, _SAMPLE_ROWS)
+    if config.data.heldout is None and train:
         raise ConfigError("data.heldout is not set: accuracy before and after training is measured on a held-out set; "
                           "set it, or run `saerl curate`")
     _check_models(config)
@@ -53,14 +54,15 @@ def check_run(config: RunConfig) -> dict[str, Any]:
     from saerl_core.rl.check import check_config_only
 
     verifier = verifiers.load(config.policy, Path(config.base))
-    heldout = _read(config, config.data.heldout) if config.data.heldout else None
-    table, note = mark_unverifiable(prompts.mark(_read(config, config.data), heldout), verifier)
+    evaluations = [EvaluationSet(name, _read(config, source)) for name, source in config.data.evaluations().items()]
+    table, findings = hygiene.mark(_read(config, config.data), evaluations, config.hygiene)
+    table, note = mark_unverifiable(table, verifier)
     usable = prompts.usable(table)
     check_batches(config, usable.height)
     sae_spec, model_spec, notes = _check_models(config)
-    notes += [note] if note else []
+    notes += [*hygiene.summary(findings), *filter(None, [note])]
     _check_server(config)
-    if heldout is None:
+    if config.data.heldout is None:
         notes.append("data.heldout is not set: this config can be curated, not run")
     reasons = table["drop_reason"].drop_nulls().value_counts().sort("drop_reason").rows()
     per_epoch = min(usable.height // config.schedule.batch_size, config.schedule.steps or table.height)
@@ -101,7 +103,7 @@ def show_check(found: dict[str, Any]) -> None:
 
 
 def _read(config: RunConfig, source: SourceConfig, limit: int | None = None) -> pl.DataFrame:
-    return prompts.read_table(config.resolve(source.path), source, config.data, limit)
+    return prompts.read_table(sources.find_files(source, Path(config.base)), source, config.data, limit)
 
 
 def _check_models(config: RunConfig) -> tuple[SaeSpec, ModelSpec | None, list[str]]:

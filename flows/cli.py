@@ -112,6 +112,34 @@ def train(
     _finish(go, as_json)
 
 
+@app.command()
+def export(
+    manifest: Annotated[Path, typer.Argument(help="A manifest's folder.")],
+    out: Annotated[Path, typer.Argument(help="A file (jsonl) or folder (datasets) that does not exist yet.")],
+    kind: Annotated[str, typer.Option("--format", metavar="jsonl|datasets", help="What to write.")] = "jsonl",
+    as_json: AsJson = False,
+) -> None:
+    """Write a manifest's training rows for another trainer, in the same order; the manifest is verified first.
+
+    `jsonl`: one object a line, with `messages`, `answer`, `id`, `batch`, `cluster`, `difficulty` and `quality`.
+
+    `datasets`: a folder for `datasets.load_from_disk`, with `prompt` (chat messages) in place of `messages`. TRL's
+    `GRPOTrainer` reads it as it is. The order is yours to keep: `GRPOConfig(shuffle_dataset=False, num_iterations=1,
+    num_train_epochs=1)`, and batches of the manifest's size: `generation_batch_size` (samples of one optimiser step
+    over all devices) = `num_generations` x the number of rows that share a `batch`. Epochs are in the file already.
+    """
+    from saerl_core.export import FORMATS
+    from saerl_core.export import export as write
+
+    if kind not in FORMATS:
+        raise ConfigError(f"--format {kind}: unknown; known: {', '.join(FORMATS)}")
+    rows = write(manifest, out, kind)
+    if as_json:
+        _print_json({"manifest": str(manifest), "out": str(out), "format": kind, "rows": rows})
+    else:
+        _tell(f"wrote {out}: {rows} rows in training order")
+
+
 @manifest_app.command()
 def verify(manifest: Annotated[Path, typer.Argument(help="A manifest's folder.")], as_json: AsJson = False) -> None:
     """Check every byte of a manifest against the hashes in its header, and the header against the folder's name."""

@@ -20,6 +20,7 @@ from tasks.difficulty import difficulty
 from tasks.extract import run_extraction
 from tasks.inputs import Inputs, fingerprint
 from tasks.label import label, load_labels, load_pass_rates
+from tasks.near_duplicates import near_duplicates
 from tasks.quality import corrupt, quality
 from tasks.read import load_usable, read
 from tasks.scores import load_scores
@@ -58,14 +59,21 @@ def curate(config: RunConfig) -> Curated:
     stages.append(entry)
 
     table, entry = run_stage(
-        config, read, root, inputs.data, inputs.heldout, inputs.policy, Path(config.base), config.data, config.policy,
-        inputs.data_hash, inputs.heldout_hash, inputs.policy_hash, inputs.verifier,
+        config, read, root, inputs.data, inputs.evaluations, inputs.policy, Path(config.base), config.data,
+        config.hygiene, config.policy, inputs.data_hash, inputs.evaluation_hashes, inputs.policy_hash, inputs.verifier,
         describe=lambda ref: f"{load_usable(ref).height} usable prompts")
     stages.append(entry)
     manifests.check_batches(config, load_usable(table).height)
 
     features, read_now, entry = _extract(config, inputs, table, "extract")
     stages.append(entry)
+    if config.hygiene.sae_similarity is not None:
+        table, entry = run_stage(config, near_duplicates, root, table, features, config.hygiene,
+                                 describe=lambda ref: f"{load_usable(ref).height} usable prompts")
+        stages.append(entry)
+        manifests.check_batches(config, load_usable(table).height)
+        features, _, entry = _extract(config, inputs, table, "gather what is left")
+        stages.append(entry)
     clusters, entry = run_stage(config, cluster, root, features, config.clusters,
                                 describe=lambda _: f"k = {config.clusters.k}")
     stages.append(entry)

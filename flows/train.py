@@ -11,11 +11,10 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
 from flows.stages import run_stage
-from saerl_core import models
+from saerl_core import models, sources
 from saerl_core.artifact import ArtifactRef, write_file
 from saerl_core.config import RunConfig
 from saerl_core.errors import ConfigError
-from saerl_core.hashing import hash_file
 from saerl_core.manifest import read_manifest
 from saerl_core.rl import verifiers
 from saerl_core.rl.evaluate import compare
@@ -35,8 +34,8 @@ def train(config: RunConfig, manifest: Path) -> dict[str, Any]:
     verifier = verifiers.load(config.policy, base).identity
     policy = models.fetch(config.policy.model, base)
     policy_hash = models.model_hash(policy)
-    path = config.resolve(config.data.heldout.path)
-    rows, _ = run_stage(config, heldout, root, path, config.data, hash_file(path))
+    files = sources.find_files(config.data.heldout, Path(config.base))
+    rows, _ = run_stage(config, heldout, root, files, config.data, sources.content_hash(files))
     job = plan_job(config, manifest, rows.path / ROWS, policy_hash)
 
     def measure(folder: Path, sha256: str) -> ArtifactRef:

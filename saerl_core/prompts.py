@@ -1,33 +1,32 @@
-"""Prompt files → `PromptTable`: validated rows with stable identities, and what must not be trained on marked.
+"""Records → `PromptTable`: validated rows with stable identities.
 
 A prompt table is a polars frame with the columns of `SCHEMA`. A row's `key` is the hash of its normalised messages
-and answer: it stays the same wherever the row moves in the file. `drop_reason` is null for a usable row.
+and answer: it stays the same wherever the row moves. `drop_reason` is null for a usable row; `hygiene` sets it.
 """
 
 from __future__ import annotations
 
-import csv
-import gzip
 import itertools
-import json
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import polars as pl
 
 from saerl_core.config import ColumnsConfig, DataConfig, SourceConfig
 from saerl_core.errors import DataError
 from saerl_core.hashing import hash_value
+from saerl_core.readers import Record, read_rows
 
-VERSION = 1
+VERSION = 2
 KEY_LENGTH = 32
+_FRAME_ROWS = 8192
+"""Rows held as Python objects before they become part of a frame."""
 
 Message = dict[str, str]
-DropReason = Literal["duplicate", "conflicting_answers", "contaminated", "too_long", "unverifiable_answer"]
 
 MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
 SCHEMA = {
@@ -40,87 +39,64 @@ SCHEMA = {
     "subject": pl.String,
     "level": pl.Float64,
     "pass_rate": pl.Float64,
+    "quality": pl.Float64,
+    "solution": pl.String,
     "drop_reason": pl.String,
 }
+_OPTIONAL = ("subject", "level", "pass_rate", "quality", "solution")
+"""Columns that a row may lack."""
 
 
-def read_prompts(path: Path, config: DataConfig, heldout: pl.DataFrame | None = None) -> pl.DataFrame:
-    """Read and validate a prompt file; mark exact duplicates, conflicting answers and contamination.
+def read_table(files: Sequence[Path], source: SourceConfig, framing: DataConfig,
+               limit: int | None = None) -> pl.DataFrame:
+    """Read and validate prompts.
 
     Args:
-        path: The resolved file.
-        config: Columns, instruction and system message.
-        heldout: Table of the evaluation set, read with the same instruction.
+        files: The source's files (`sources.find_files`).
+        source: Columns, and where the answer is in its column.
+        framing: Name, instruction and system message: those of the training set, for evaluation sets too.
+        limit: Read only so many rows.
 
     Returns:
-        A frame of `SCHEMA`, one row for each row of the file, in the file's order.
+        A frame of `SCHEMA`, one row for each row of the files, in their order; nothing is marked yet.
 
     Raises:
         DataError: file, row and field of the first bad row, and how many there are.
     """
-    return mark(read_table(path, config, config), heldout)
-
-
-def read_heldout(path: Path, config: DataConfig) -> pl.DataFrame:
-    """Read the evaluation set with the training set's name, instruction and system message.
-
-    Raises:
-        DataError: see `read_prompts`.
-    """
-    assert config.heldout is not None
-    return read_table(path, config.heldout, config)
-
-
-def read_table(path: Path, source: SourceConfig, framing: DataConfig, limit: int | None = None) -> pl.DataFrame:
-    """Read one file, or its first `limit` rows, into a frame of `SCHEMA`; nothing is marked yet.
-
-    Raises:
-        DataError: see `read_prompts`.
-    """
-    columns = source.effective_columns()
-    pattern = re.compile(source.answer_pattern, re.MULTILINE) if source.answer_pattern else None
-    rows, problems, seen = [], [], {}
-    for where, record in itertools.islice(read_rows(path), limit):
+    columns, pattern = source.effective_columns(), source.effective_answer_pattern()
+    answer_pattern = re.compile(pattern, re.MULTILINE) if pattern else None
+    wanted = {name for name in columns.model_dump().values() if name}
+    missing = {name for name in _OPTIONAL if name in source.columns.model_fields_set and getattr(columns, name)}
+    frames, rows, problems = [], [], []
+    ids: dict[str, str] = {}
+    record: Record = {}
+    for file, place, record in itertools.islice(read_rows(files, wanted), limit):
         try:
-            row = _prompt(record, columns, pattern, framing)
-            if row["id"] is not None and (first := seen.setdefault(row["id"], where)) != where:
+            row = _prompt(record, columns, answer_pattern, framing)
+            where = f"{file.name}, {place}" if len(files) > 1 else place
+            if row["id"] is not None and (first := ids.setdefault(row["id"], where)) != where:
                 raise ValueError(f"{columns.id} = {row['id']!r} stands in {first} already; ids must be unique")
             rows.append(row)
         except ValueError as error:
-            problems.append(f"{path}, {where}: {error}")
+            problems.append(f"{file}, {place}: {error}")
             if isinstance(error, MissingColumnError):
                 break  # every further row would say the same
+        missing -= {name for name in missing if _lookup(record, getattr(columns, name)) is not _ABSENT}
+        if len(rows) == _FRAME_ROWS:
+            frames.append(_frame(rows))
+            rows = []
+    table = pl.concat([*frames, _frame(rows)])
     if problems:
         more = f" (and {len(problems) - 1} more bad rows)" if len(problems) > 1 else ""
         raise DataError(problems[0] + more)
-    if not rows:
-        raise DataError(f"{path}: no rows")
-    table = pl.DataFrame(rows, schema=SCHEMA)
+    place = str(files[0] if len(files) == 1 else files[0].parent)
+    if not table.height:
+        raise DataError(f"{place}: no rows")
+    if missing and table.height != limit:
+        role = min(missing)
+        raise DataError(f"{place}: no row has the column {getattr(columns, role)!r} for the {role}; the columns are "
+                        f"{', '.join(sorted(record))} (set data.columns.{role})")
     return table.with_columns(id=pl.coalesce("id", pl.col("key").str.slice(0, 16)))
-
-
-def mark(table: pl.DataFrame, heldout: pl.DataFrame | None) -> pl.DataFrame:
-    """Set `drop_reason` where a prompt must not be trained on, whatever its scores.
-
-    Of exact duplicates the first stays. Of one text with two answers none stays: nobody can tell which is right.
-    """
-    text_key = table["text"].map_elements(normalise, return_dtype=pl.String)
-    answers = table.with_columns(text_key=text_key).group_by("text_key").agg(pl.col("key").n_unique().alias("n"))
-    conflicting = set(answers.filter(pl.col("n") > 1)["text_key"])
-    evaluated = {normalise(text) for text in heldout["text"]} if heldout is not None else set()
-    reasons: list[DropReason | None] = []
-    seen: set[str] = set()
-    for key, text in zip(table["key"], text_key, strict=True):
-        reason: DropReason | None = None
-        if text in evaluated:
-            reason = "contaminated"
-        elif text in conflicting:
-            reason = "conflicting_answers"
-        elif key in seen:
-            reason = "duplicate"
-        seen.add(key)
-        reasons.append(reason)
-    return table.with_columns(drop_reason=pl.Series(reasons, dtype=pl.String))
 
 
 def mark_too_long(table: pl.DataFrame, count_tokens: Callable[[list[Message]], int], limit: int) -> pl.DataFrame:
@@ -150,11 +126,16 @@ def row_key(messages: list[Message], answer: str) -> str:
     return hash_value([parts, normalise(answer)])[:KEY_LENGTH]
 
 
+_ABSENT = object()
+_NUMBER_WORDS = {"true": 1.0, "false": 0.0, "level ?": None}
+"""Truth values as CSV files have them, and a level that MATH does not know."""
+
+
 class MissingColumnError(ValueError):
     """A column that the config names is not in the file."""
 
 
-def _prompt(record: dict[str, Any], columns: ColumnsConfig, pattern: re.Pattern[str] | None,
+def _prompt(record: Record, columns: ColumnsConfig, pattern: re.Pattern[str] | None,
             framing: DataConfig) -> dict[str, Any]:
     messages = _messages(_field(record, columns.prompt, "prompt"), columns.prompt)
     text = "\n".join(message["content"] for message in messages if message["role"] == "user")
@@ -164,7 +145,6 @@ def _prompt(record: dict[str, Any], columns: ColumnsConfig, pattern: re.Pattern[
     if framing.system and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": framing.system})
     answer = _answer(_field(record, columns.answer, "answer"), columns.answer, pattern)
-    subject = _field(record, columns.subject, "subject") if columns.subject else None
     row_id = _field(record, columns.id, "id") if columns.id else None
     if row_id is not None and not str(row_id).strip():
         raise ValueError(f"{columns.id} is empty")
@@ -175,20 +155,34 @@ def _prompt(record: dict[str, Any], columns: ColumnsConfig, pattern: re.Pattern[
         "text": text,
         "answer": answer,
         "data_source": framing.name,
-        "subject": None if subject is None else str(subject),
-        "level": _number(record, columns.level, "level"),
-        "pass_rate": _number(record, columns.pass_rate, "pass_rate", low=0.0, high=1.0),
+        "subject": _text(record, columns.subject),
+        "level": _number(record, columns.level),
+        "pass_rate": _number(record, columns.pass_rate, low=0.0, high=1.0),
+        "quality": _number(record, columns.quality, low=0.0, high=1.0),
+        "solution": _text(record, columns.solution),
         "drop_reason": None,
     }
 
 
-def _field(record: dict[str, Any], column: str, role: str) -> Any:
+def _frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
+    return pl.DataFrame({name: [row[name] for row in rows] for name in SCHEMA}, schema=SCHEMA)
+
+
+def _field(record: Record, column: str, role: str) -> Any:
+    value = _lookup(record, column)
+    if value is _ABSENT:
+        found = ", ".join(sorted(record)) or "none"
+        raise MissingColumnError(f"no column {column!r} for the {role}; the columns are {found} "
+                                 f"(set data.columns.{role} or data.preset)")
+    return value
+
+
+def _lookup(record: Record, column: str) -> Any:
+    """The value of a column, or of a field in a nested one (`a.b`)."""
     value: Any = record
     for part in [column] if column in record else column.split("."):
         if not isinstance(value, dict) or part not in value:
-            found = ", ".join(sorted(record)) or "none"
-            raise MissingColumnError(f"no column {column!r} for the {role}; the columns are {found} "
-                                     f"(set data.columns.{role} or data.preset)")
+            return _ABSENT
         value = value[part]
     return value
 
@@ -226,12 +220,25 @@ def _answer(value: Any, column: str, pattern: re.Pattern[str] | None) -> str:
     return answer.strip()
 
 
-def _number(record: dict[str, Any], column: str | None, role: str, low: float = -math.inf,
-            high: float = math.inf) -> float | None:
-    if column is None or (value := _field(record, column, role)) is None:
+def _optional(record: Record, column: str | None) -> Any:
+    """The value of a column that a row may lack; None where it does, or where a CSV file has nothing there."""
+    value = _ABSENT if column is None else _lookup(record, column)
+    return None if value is _ABSENT or value == "" else value
+
+
+def _text(record: Record, column: str | None) -> str | None:
+    value = _optional(record, column)
+    return None if value is None else str(value)
+
+
+def _number(record: Record, column: str | None, low: float = -math.inf, high: float = math.inf) -> float | None:
+    value = _optional(record, column)
+    if isinstance(value, str):
+        value = _NUMBER_WORDS.get(value.strip().lower(), re.sub(r"^Level\s+", "", value))
+    if value is None:
         return None
     try:
-        number = float(re.sub(r"^Level\s+", "", value) if isinstance(value, str) else value)
+        number = float(value)
     except (TypeError, ValueError):
         raise ValueError(f"{column} is {_brief(value)}: expected a number") from None
     if not low <= number <= high:  # also true of NaN
@@ -242,56 +249,3 @@ def _number(record: dict[str, Any], column: str | None, role: str, low: float = 
 def _brief(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (where, record) for each row of a JSONL, gzipped JSONL, Parquet or CSV file.
-
-    Raises:
-        DataError: the file is missing, of an unknown kind, empty, or broken at a named place.
-    """
-    if not path.is_file():
-        raise DataError(f"{path}: no such file (data paths are relative to the config file)")
-    readers = {".jsonl": _read_jsonl, ".jsonl.gz": _read_jsonl, ".ndjson": _read_jsonl, ".parquet": _read_parquet,
-               ".csv": _read_csv}
-    reader = next((read for suffix, read in readers.items() if path.name.endswith(suffix)), None)
-    if reader is None:
-        raise DataError(f"{path}: unknown kind of file; known: {', '.join(readers)}")
-    try:
-        yield from reader(path)
-    except (OSError, EOFError, UnicodeDecodeError, pl.exceptions.PolarsError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
-
-
-def _read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with (gzip.open(path, "rt", encoding="utf-8-sig") if path.suffix == ".gz"
-          else path.open(encoding="utf-8-sig")) as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-                raise DataError(f"{path}, line {number}: broken JSON: {reason}") from error
-            if not isinstance(record, dict):
-                raise DataError(f"{path}, line {number}: expected an object, found {_brief(record)}")
-            yield f"line {number}", record
-
-
-def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    return _numbered(pl.read_parquet(path).iter_rows(named=True))
-
-
-def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
-        for record in reader:
-            if None in record or None in record.values():
-                raise DataError(f"{path}, line {reader.line_num}: another number of fields than the header has")
-            yield f"line {reader.line_num}", record
-
-
-def _numbered(records: Iterable[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, record in enumerate(records, start=1):
-        yield f"row {number}", record

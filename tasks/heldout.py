@@ -16,9 +16,10 @@ ROWS = "heldout.parquet"
 
 
 @stage("heldout", prompts.VERSION)
-def heldout(root: Path, path: Path, data: DataConfig, data_hash: str) -> ArtifactRef:
-    """Read and validate the evaluation set. The hash stands for the path in the cache key."""
-    frame = heldout_frame(prompts.read_heldout(path, data))
+def heldout(root: Path, files: tuple[Path, ...], data: DataConfig, data_hash: str) -> ArtifactRef:
+    """Read and validate the evaluation set. The hash stands for the paths in the cache key."""
+    assert data.heldout is not None
+    frame = heldout_frame(prompts.read_table(files, data.heldout, data))
     with artifact.staging(root / "artifacts") as staged:
         frame.write_parquet(staged / ROWS)
         return artifact.seal(staged, "heldout", {"stage": "heldout", "rows": frame.height})

@@ -11,12 +11,10 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel, ConfigDict
 
-from saerl_core import models, sae
+from saerl_core import models, sae, sources
 from saerl_core.config import RunConfig
-from saerl_core.errors import DataError
 from saerl_core.extract import extraction_parameters
 from saerl_core.features import store_name
-from saerl_core.hashing import hash_file
 from saerl_core.rl import verifiers
 
 
@@ -25,10 +23,11 @@ class Inputs(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    data: Path
+    data: tuple[Path, ...]
     data_hash: str
-    heldout: Path | None
-    heldout_hash: str | None
+    evaluations: dict[str, tuple[Path, ...]]
+    """files of every evaluation set, by its name"""
+    evaluation_hashes: dict[str, str]
     model: Path
     model_hash: str
     layers: int
@@ -52,8 +51,8 @@ def resolve_inputs(config: RunConfig) -> Inputs:
         SaerlError: something is missing, or SAE, layer and model do not fit.
     """
     base = Path(config.base)
-    data = _file(config.resolve(config.data.path))
-    heldout = _file(config.resolve(config.data.heldout.path)) if config.data.heldout else None
+    data = sources.find_files(config.data, base)
+    evaluations = {name: sources.find_files(source, base) for name, source in config.data.evaluations().items()}
     sae_folder = config.resolve(config.features.sae)
     sae_spec = sae.read_spec(sae_folder)
     model = models.fetch(config.features.model, base)
@@ -63,7 +62,8 @@ def resolve_inputs(config: RunConfig) -> Inputs:
     model_hash, sae_hash = models.model_hash(model), sae.sae_hash(sae_folder)
     store = store_name(model_hash, sae_hash, extraction_parameters(config.features, layer))
     return Inputs(
-        data=data, data_hash=hash_file(data), heldout=heldout, heldout_hash=hash_file(heldout) if heldout else None,
+        data=data, data_hash=sources.content_hash(data), evaluations=evaluations,
+        evaluation_hashes={name: sources.content_hash(files) for name, files in evaluations.items()},
         model=model, model_hash=model_hash, layers=spec.layers, d_model=spec.d_model,
         sae=sae_folder, sae_hash=sae_hash, architecture=sae_spec.architecture, d_sae=sae_spec.d_sae, layer=layer,
         store=config.root / "features" / store, policy=policy,
@@ -76,9 +76,3 @@ def resolve_inputs(config: RunConfig) -> Inputs:
 def fingerprint(config: RunConfig) -> Inputs:
     """Find, check and hash what the config names."""
     return resolve_inputs(config)
-
-
-def _file(path: Path) -> Path:
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; paths in a config are relative to the config file")
-    return path

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from saerl_core import hygiene, schedule
 from saerl_core import manifest as core
-from saerl_core import schedule
 from saerl_core.artifact import ArtifactRef
 from saerl_core.config import RunConfig
 from saerl_core.errors import ConfigError
@@ -22,7 +22,7 @@ from tasks.caching import stage
 from tasks.extract import load_rows
 from tasks.inputs import Inputs
 from tasks.label import TARGETS, load_labels
-from tasks.read import load_table
+from tasks.read import load_findings, load_table
 from tasks.scores import load_scores
 
 SUMMARY = "summary.md"
@@ -64,19 +64,21 @@ def manifest(root: Path, inputs: Inputs, config: RunConfig, table: ArtifactRef, 
         schedule=schedule.Schedule(to_table[plan.batches], plan.epoch, {}),
         doubtful=_spread(doubtful, usable, len(reasons), False),
     )
+    findings = load_findings(table)
     cards = json.loads((clusters.path / cluster.CARDS).read_text(encoding="utf-8"))
     for card in cards["cards"]:
         card["nearest"] = [int(usable[row]) for row in card["nearest"]]
     provenance = {
         "inputs": provenance_of(config, inputs),
         "settings": core.settings(config),
+        "hygiene": findings,
         "health": json.loads((features.path / "health.json").read_text(encoding="utf-8")),
         "clusters": {"sizes": [card["size"] for card in cards["cards"]], **cards},
         "labels": _label_figures(config, pass_rate, doubtful),
         "difficulty": difficulty_report,
         "quality": quality_report,
         "seed": config.schedule.seed,
-        "notes": [note] if note else [],
+        "notes": [*hygiene.summary(findings), *filter(None, [note])],
     }
     active = load_rows(features).active()
     return core.write_manifest(root / "manifests", curation, provenance, lambda header: {
@@ -92,9 +94,11 @@ def curation_hash(config: RunConfig, inputs: Inputs) -> str:
 
 def provenance_of(config: RunConfig, inputs: Inputs) -> dict[str, Any]:
     """What was read, by content: hashes and shapes, no places."""
+    hashes = list(inputs.evaluation_hashes.values())  # the held-out set's first
     return {
         "data": {"name": config.data.name, "sha256": inputs.data_hash},
-        "heldout": {"sha256": inputs.heldout_hash} if inputs.heldout_hash else None,
+        "heldout": {"sha256": hashes.pop(0)} if config.data.heldout else None,
+        "decontaminate": [{"sha256": sha256} for sha256 in hashes],
         "model": {"sha256": inputs.model_hash, "layers": inputs.layers, "d_model": inputs.d_model,
                   "layer": inputs.layer},
         "sae": {"sha256": inputs.sae_hash, "architecture": inputs.architecture, "d_sae": inputs.d_sae},

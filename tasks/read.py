@@ -1,38 +1,48 @@
 """Stage `read`: prompt files → a prompt table; what must not be trained on is marked.
 
-That is: duplicates, conflicting answers, contamination, overlong prompts, and answers that no response can meet.
+That is: copies, conflicting answers, contamination, overlong prompts, and answers that no response can meet.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import polars as pl
 
-from saerl_core import artifact, models, prompts
+from saerl_core import artifact, hygiene, models, prompts
 from saerl_core.artifact import ArtifactRef
-from saerl_core.config import DataConfig, PolicyConfig
+from saerl_core.config import DataConfig, HygieneConfig, PolicyConfig
+from saerl_core.hygiene import EvaluationSet, Findings
 from saerl_core.rl import verifiers
 from saerl_core.rl.verifiers import Verifier
 from tasks.caching import stage
 
 TABLE = "prompts.parquet"
+FINDINGS = "hygiene.json"
 
 
-@stage("read", prompts.VERSION)
-def read(root: Path, data_path: Path, heldout_path: Path | None, policy_path: Path, base: Path, data: DataConfig,
-         policy: PolicyConfig, data_hash: str, heldout_hash: str | None, policy_hash: str,
-         verifier: str) -> ArtifactRef:
+@stage("read", prompts.VERSION * 100 + hygiene.VERSION)
+def read(root: Path, files: tuple[Path, ...], evaluations: dict[str, tuple[Path, ...]], policy_path: Path, base: Path,
+         data: DataConfig, config: HygieneConfig, policy: PolicyConfig, data_hash: str,
+         evaluation_hashes: dict[str, str], policy_hash: str, verifier: str) -> ArtifactRef:
     """Read, validate and mark the prompts. The hashes, and the verifier's identity, stand for the paths in the key."""
-    heldout = prompts.read_heldout(heldout_path, data) if heldout_path else None
-    table = prompts.read_prompts(data_path, data, heldout)
+    sets = [EvaluationSet(name, prompts.read_table(evaluations[name], source, data))
+            for name, source in data.evaluations().items()]
+    table, findings = hygiene.mark(prompts.read_table(files, data, data), sets, config)
     table, _ = mark_unverifiable(table, verifiers.load(policy, base))
     tokenizer = models.load_tokenizer(policy_path, trust_remote_code=policy.trust_remote_code)
     table = prompts.mark_too_long(
         table, lambda messages: len(models.render(tokenizer, messages, chat_template=True)), policy.max_prompt_tokens)
+    return seal_table(root, "read", table, findings)
+
+
+def seal_table(root: Path, stage_name: str, table: pl.DataFrame, findings: Findings) -> ArtifactRef:
+    """Keep a prompt table and what was found in it."""
     with artifact.staging(root / "artifacts") as staged:
         table.write_parquet(staged / TABLE)
-        return artifact.seal(staged, "prompts", {"stage": "read", "rows": table.height})
+        artifact.write_json(staged / FINDINGS, findings)
+        return artifact.seal(staged, "prompts", {"stage": stage_name, "rows": table.height})
 
 
 def mark_unverifiable(table: pl.DataFrame, verifier: Verifier) -> tuple[pl.DataFrame, str]:
@@ -50,6 +60,11 @@ def mark_unverifiable(table: pl.DataFrame, verifier: Verifier) -> tuple[pl.DataF
 def load_table(ref: ArtifactRef) -> pl.DataFrame:
     """The whole prompt table, all rows of the file."""
     return pl.read_parquet(ref.path / TABLE)
+
+
+def load_findings(ref: ArtifactRef) -> Findings:
+    """What hygiene found in the prompts."""
+    return json.loads((ref.path / FINDINGS).read_text(encoding="utf-8"))
 
 
 def load_usable(ref: ArtifactRef) -> pl.DataFrame:

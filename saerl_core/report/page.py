@@ -26,7 +26,8 @@ _LEVELS = 12
 REASONS = {
     "duplicate": "The same prompt with the same answer stands earlier in the file.",
     "conflicting_answers": "One text with two answers: nobody can tell which of them is right.",
-    "contaminated": "The prompt is also in the held-out set.",
+    "near_duplicate": "All but the same as an earlier prompt: same numbers, same answer, nearly the same words.",
+    "contaminated": "The prompt is also in an evaluation set, word for word or nearly so.",
     "unverifiable_answer": "The verifier does not accept the reference as its own answer: no response can be rewarded.",
     "too_long": "Longer than policy.max_prompt_tokens: the trainer would cut it.",
     "doubtful_label": "Never solved, and there is a sign that this is the grader's failure (labels.drop_doubtful).",

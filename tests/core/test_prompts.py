@@ -1,9 +1,8 @@
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -11,11 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saerl_core import prompts
-from saerl_core.config import ColumnsConfig, DataConfig, SourceConfig
+from saerl_core.config import PRESETS, ColumnsConfig, DataConfig, SourceConfig
 from saerl_core.errors import DataError
 
 Write = Callable[..., Path]
 CONFIG = DataConfig(path="unused", columns=ColumnsConfig(id="id", prompt="prompt", answer="answer"))
+
+
+def read(path: Path, config: DataConfig) -> pl.DataFrame:
+    return prompts.read_table((path,), config, config)
 
 
 def row(number: int, prompt: str = "", answer: object = "4") -> dict[str, object]:
@@ -23,31 +26,20 @@ def row(number: int, prompt: str = "", answer: object = "4") -> dict[str, object
 
 
 def test_a_row_keeps_its_key_wherever_it_moves_and_however_it_is_spaced(write_jsonl: Write) -> None:
-    first = prompts.read_prompts(write_jsonl(row(1), row(2), name="a.jsonl"), CONFIG)
-    moved = prompts.read_prompts(write_jsonl(row(2), row(1, " What is  1 + 2?\n"), name="b.jsonl"), CONFIG)
+    first = read(write_jsonl(row(1), row(2), name="a.jsonl"), CONFIG)
+    moved = read(write_jsonl(row(2), row(1, " What is  1 + 2?\n"), name="b.jsonl"), CONFIG)
     assert first["key"].to_list() == moved["key"].to_list()[::-1]
 
 
 def test_rows_without_an_id_column_are_named_by_their_content(write_jsonl: Write) -> None:
-    table = prompts.read_prompts(write_jsonl(row(1)), DataConfig(path="unused"))
+    table = read(write_jsonl(row(1)), DataConfig(path="unused"))
     assert table["id"].item() == table["key"].item()[:16]
-
-
-def test_all_formats_give_the_same_table(write_jsonl: Write, tmp_path: Path) -> None:
-    rows = [row(number) for number in range(5)]
-    expected = prompts.read_prompts(write_jsonl(*rows), CONFIG)
-    with gzip.open(tmp_path / "p.jsonl.gz", "wt") as file:
-        file.writelines(json.dumps(r) + "\n" for r in rows)
-    pl.DataFrame(rows).write_parquet(tmp_path / "p.parquet")
-    pl.DataFrame(rows).write_csv(tmp_path / "p.csv")
-    for name in ("p.jsonl.gz", "p.parquet", "p.csv"):
-        assert prompts.read_prompts(tmp_path / name, CONFIG).equals(expected), name
 
 
 def test_chat_messages_and_nested_answers_are_read_as_verl_writes_them(tmp_path: Path) -> None:
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 2?"}]
     pl.DataFrame([{"prompt": messages, "reward_model": {"ground_truth": "4"}}]).write_parquet(tmp_path / "v.parquet")
-    table = prompts.read_prompts(tmp_path / "v.parquet", DataConfig(path="unused", preset="verl"))
+    table = read(tmp_path / "v.parquet", DataConfig(path="unused", preset="verl"))
     assert table["messages"].to_list() == [messages]
     assert table["text"].item() == "2 + 2?"
     assert table["answer"].item() == "4"
@@ -55,7 +47,7 @@ def test_chat_messages_and_nested_answers_are_read_as_verl_writes_them(tmp_path:
 
 def test_instruction_and_system_message_frame_the_prompt_but_not_its_text(write_jsonl: Write) -> None:
     config = CONFIG.model_copy(update={"instruction": "Use ####.", "system": "You count."})
-    table = prompts.read_prompts(write_jsonl(row(1)), config)
+    table = read(write_jsonl(row(1)), config)
     assert table["messages"].to_list()[0] == [{"role": "system", "content": "You count."},
                                               {"role": "user", "content": "What is 1 + 2?\nUse ####."}]
     assert table["text"].item() == "What is 1 + 2?"
@@ -63,25 +55,16 @@ def test_instruction_and_system_message_frame_the_prompt_but_not_its_text(write_
 
 def test_answer_pattern_takes_the_answer_out_of_a_solution(write_jsonl: Write) -> None:
     config = CONFIG.model_copy(update={"answer_pattern": r"#### (.+)$"})
-    assert prompts.read_prompts(write_jsonl(row(1, answer="1+2=3\n#### 3")), config)["answer"].item() == "3"
+    assert read(write_jsonl(row(1, answer="1+2=3\n#### 3")), config)["answer"].item() == "3"
 
 
 def test_numbers_are_answers_and_zero_is_not_empty(write_jsonl: Write) -> None:
-    assert prompts.read_prompts(write_jsonl(row(1, answer=0), row(2, answer=2.5)), CONFIG)["answer"].to_list() == [
+    assert read(write_jsonl(row(1, answer=0), row(2, answer=2.5)), CONFIG)["answer"].to_list() == [
         "0", "2.5"]
 
 
-def test_duplicates_conflicts_and_contamination_are_marked_and_everything_is_kept(write_jsonl: Write) -> None:
-    heldout = prompts.read_table(write_jsonl(row(9), name="h.jsonl"), CONFIG, CONFIG)
-    again, other = {**row(1), "id": "again"}, {**row(2), "id": "other", "answer": "5"}
-    path = write_jsonl(row(1), again, row(2), other, row(9), row(3))
-    table = prompts.read_prompts(path, CONFIG, heldout)
-    assert table["drop_reason"].to_list() == [None, "duplicate", "conflicting_answers", "conflicting_answers",
-                                              "contaminated", None]
-
-
 def test_prompts_beyond_the_policys_limit_are_marked_not_cut(write_jsonl: Write) -> None:
-    table = prompts.read_prompts(write_jsonl(row(1), row(2, "long " * 50)), CONFIG)
+    table = read(write_jsonl(row(1), row(2, "long " * 50)), CONFIG)
     marked = prompts.mark_too_long(table, lambda messages: len(messages[0]["content"].split()), 10)
     assert marked["drop_reason"].to_list() == [None, "too_long"]
 
@@ -104,7 +87,7 @@ def test_prompts_beyond_the_policys_limit_are_marked_not_cut(write_jsonl: Write)
 def test_bad_rows_are_told_by_file_line_and_field(write_jsonl: Write, lines: list[object], complaint: str) -> None:
     path = write_jsonl(*lines)
     with pytest.raises(DataError) as caught:
-        prompts.read_prompts(path, CONFIG)
+        read(path, CONFIG)
     assert str(path) in str(caught.value)
     assert complaint in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -112,33 +95,14 @@ def test_bad_rows_are_told_by_file_line_and_field(write_jsonl: Write, lines: lis
 
 def test_further_bad_rows_are_counted(write_jsonl: Write) -> None:
     with pytest.raises(DataError, match=r"line 1: answer is empty \(and 2 more bad rows\)"):
-        prompts.read_prompts(write_jsonl(*(row(n, answer="") for n in range(3))), CONFIG)
-
-
-@pytest.mark.parametrize(("name", "content", "complaint"), [
-    ("p.txt", b"hello", "unknown kind of file"),
-    ("p.jsonl.gz", b"not gzip", "cannot be read"),
-    ("p.parquet", b"not parquet", "cannot be read"),
-    ("p.jsonl", b"\xff\xfe\x00", "cannot be read"),
-    ("p.csv", b"id,prompt,answer\n1,two\n", "another number of fields"),
-])
-def test_files_that_are_not_what_their_name_says_are_refused(tmp_path: Path, name: str, content: bytes,
-                                                             complaint: str) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=complaint):
-        prompts.read_prompts(tmp_path / name, CONFIG)
-
-
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"nowhere\.jsonl: no such file"):
-        prompts.read_prompts(tmp_path / "nowhere.jsonl", CONFIG)
+        read(write_jsonl(*(row(n, answer="") for n in range(3))), CONFIG)
 
 
 def test_pass_rates_outside_zero_to_one_are_refused(write_jsonl: Write) -> None:
     columns = ColumnsConfig(id="id", pass_rate="pass_rate")
     config = DataConfig(path="unused", columns=columns)
     with pytest.raises(DataError, match=r"pass_rate = 1\.5"):
-        prompts.read_prompts(write_jsonl({**row(1), "pass_rate": 1.5}), config)
+        read(write_jsonl({**row(1), "pass_rate": 1.5}), config)
 
 
 @given(st.text())
@@ -148,13 +112,62 @@ def test_normalising_twice_changes_nothing(text: str) -> None:
 
 def test_presets_can_be_overridden_field_by_field() -> None:
     source = SourceConfig(path="x", preset="gsm8k", columns=ColumnsConfig(prompt="problem"))
-    assert source.effective_columns() == ColumnsConfig(prompt="problem", answer="answer")
+    assert source.effective_columns() == ColumnsConfig(prompt="problem", answer="answer", solution="answer")
 
 
-def test_gsm8k_is_read_whole_and_shares_nothing_with_its_test_set(shared: Path) -> None:
-    columns = ColumnsConfig(id="id", prompt="problem", answer="answer")
-    config = DataConfig(path="unused", columns=columns, heldout=SourceConfig(path="unused", columns=columns))
-    heldout = prompts.read_heldout(shared / "data" / "gsm8k_test.jsonl.gz", config)
-    table = prompts.read_prompts(shared / "data" / "gsm8k_train.jsonl.gz", config, heldout)
-    assert (table.height, heldout.height) == (7473, 1319)
-    assert prompts.usable(table).height == 7473
+LAYOUTS: dict[str, tuple[dict[str, Any], tuple[str, str, float | None]]] = {
+    "gsm8k": ({"question": "Q", "answer": "48/2=<<48/2=24>>24\n#### 1,072 "}, ("Q", "1,072", None)),
+    "math": ({"problem": "Q", "answer": "p - q", "solution": "s", "subject": "Algebra", "level": 2}, ("Q", "p - q", 2)),
+    "hendrycks_math": ({"problem": "Q", "level": "Level 5", "type": "Algebra",
+                        "solution": r"So \boxed{1}, or rather $\boxed{\frac{1}{\sqrt{2}}}$."},
+                       ("Q", r"\frac{1}{\sqrt{2}}", 5)),
+    "deepscaler": ({"problem": "Q", "answer": "7", "solution": "s"}, ("Q", "7", None)),
+    "deepmath": ({"question": "Q", "final_answer": "0", "difficulty": 4.5, "topic": "Calculus", "r1_solution_1": "s"},
+                 ("Q", "0", 4.5)),
+    "dapo": ({"data_source": "math_dapo", "prompt": [{"content": "Q", "role": "user"}], "ability": "MATH",
+              "reward_model": {"ground_truth": "34", "style": "rule-lighteval/MATH_v2"}, "extra_info": {"index": "a"}},
+             ("Q", "34", None)),
+    "verl": ({"data_source": "openai/gsm8k", "prompt": [{"content": "Q", "role": "user"}], "ability": "math",
+              "reward_model": {"ground_truth": "72", "style": "rule"}, "extra_info": {"index": 0, "split": "train"}},
+             ("Q", "72", None)),
+    "saerl": ({"id": "1", "problem": "Q", "answer": "3"}, ("Q", "3", None)),
+}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_reads_its_data_set_as_published(write_jsonl: Write, preset: Any) -> None:
+    record, expected = LAYOUTS[preset]
+    table = read(write_jsonl(record), DataConfig(path="unused", preset=preset))
+    assert table.select("text", "answer", "level").row(0) == expected
+
+
+@pytest.mark.parametrize(("solution", "answer"), [
+    (r"so $\boxed 5$ it is", "5"), (r"\fbox{12}", "12"), (r"\boxed{ \text{(C)} }", r"\text{(C)}"),
+    (r"\boxed{a} then \boxed{b}", "b"),
+])
+def test_the_last_box_of_a_math_solution_is_the_answer(write_jsonl: Write, solution: str, answer: str) -> None:
+    config = DataConfig(path="unused", preset="hendrycks_math")
+    assert read(write_jsonl({"problem": "Q", "solution": solution}), config)["answer"].item() == answer
+
+
+def test_optional_fields_may_be_missing_from_some_rows_but_not_from_all(write_jsonl: Write) -> None:
+    columns = ColumnsConfig(id="id", pass_rate="rate", quality="good", solution="worked")
+    config = DataConfig(path="unused", columns=columns)
+    table = read(write_jsonl({**row(1), "rate": 0.5}, {**row(2), "good": True, "worked": "2 + 2 = 4"}), config)
+    assert table.select("pass_rate", "quality", "solution").rows() == [(0.5, None, None), (None, 1.0, "2 + 2 = 4")]
+    with pytest.raises(DataError, match=r"no row has the column 'good' for the quality; the columns are answer, id"):
+        read(write_jsonl({**row(1), "rate": 0.5}), config)
+
+
+def test_quality_must_be_a_share_or_a_truth_value(write_jsonl: Write) -> None:
+    config = DataConfig(path="unused", columns=ColumnsConfig(quality="good"))
+    assert read(write_jsonl({**row(1), "good": "false"}, {**row(2), "good": 0.25}), config)["quality"].to_list() == [
+        0.0, 0.25]
+    with pytest.raises(DataError, match="good is 'fine': expected a number"):
+        read(write_jsonl({**row(1), "good": "fine"}), config)
+
+
+def test_a_level_that_math_does_not_know_is_none(write_jsonl: Write) -> None:
+    config = DataConfig(path="unused", columns=ColumnsConfig(level="level"))
+    assert read(write_jsonl({**row(1), "level": "Level ?"}, {**row(2), "level": "Level 3"}), config)[
+        "level"].to_list() == [None, 3.0]

@@ -87,6 +87,10 @@ def test_bad_data_is_one_line_and_leaves_nothing_behind(saerl: Run, tmp_path: Pa
     ("schedule.batch_size=1000", "schedule.batch_size = 1000 is larger than the data: 60"),
     ("clusters.k=one", "clusters.k = 'one'"),
     ("data.preset=gsm9k", "data.preset = 'gsm9k'"),
+    ("data.path=hub:nowhere", "expected hub:owner/name"),
+    ("data.path=hub:owner/name", "hub:owner/name (split 'train'): the hub does not give this data set"),
+    ("data.decontaminate=[{path: nowhere.parquet}]", "nowhere.parquet: no such file"),
+    ("hygiene.ngram=0", "hygiene.ngram = 0"),
     ("policy.max_prompt_tokens=100000", "exceed the policy's context of"),
 ])
 def test_a_config_mistake_is_one_line_and_leaves_nothing_behind(saerl: Run, tmp_path: Path, setting: str,
@@ -174,7 +178,28 @@ def test_show_tells_counts_and_what_the_gates_decided(saerl: Run, curated_once: 
     assert "report.html" in out
 
 
-@pytest.mark.parametrize("command", [[], ["check"], ["run"], ["curate"], ["train"], ["manifest", "verify"],
+def test_export_writes_once_and_says_what_it_wrote(saerl: Run, curated_once: tuple[Path, Curated],
+                                                   tmp_path: Path) -> None:
+    manifest = curated_once[1].manifest.path
+    code, out, _ = saerl("export", manifest, tmp_path / "out.jsonl", "--json")
+    assert (code, json.loads(out)["rows"]) == (0, len((tmp_path / "out.jsonl").read_text().splitlines()))
+    code, _, err = saerl("export", manifest, tmp_path / "out.jsonl")
+    assert (code, "exists already" in err, err.count("\n")) == (2, True, 1)
+    code, _, err = saerl("export", manifest, tmp_path / "out.csv", "--format", "csv")
+    assert (code, "known: jsonl, datasets" in err) == (2, True)
+
+
+def test_check_says_what_hygiene_found(saerl: Run, tmp_path: Path) -> None:
+    config = write_config(tmp_path, data={"decontaminate": [
+        {"path": "exam.jsonl", "columns": {"id": "id", "prompt": "problem", "answer": "answer"}, "name": "exam"}]})
+    (tmp_path / "exam.jsonl").write_text("".join(json.dumps(row) + "\n" for row in toy_rows(3)))
+    code, out, _ = saerl("check", config, "--json")
+    found = json.loads(out)
+    assert (code, found["prompts"]["dropped_by_reason"]["contaminated"]) == (0, 3)
+    assert "3 prompts are in exam word for word, 0 nearly so" in found["notes"]
+
+
+@pytest.mark.parametrize("command", [[], ["check"], ["run"], ["curate"], ["train"], ["export"], ["manifest", "verify"],
                                      ["manifest", "show"], ["toy", "build"], ["init"]])
 def test_help_teaches(saerl: Run, command: list[str]) -> None:
     code, out, _ = saerl(*command, "--help")

@@ -68,8 +68,7 @@ def test_ten_new_prompts_cost_ten_prompts_of_extraction(world: World, forward_pa
     config = world(labels={"source": "none"}, quality={"method": "none"})
     curate(config)
     forward_passes.clear()
-    rows = toy_rows(160)
-    new = [{**row, "id": f"new-{row['id']}", "problem": "Anew. " + row["problem"]} for row in rows[:10]]
+    rows, new = toy_rows(160), toy_rows(10, start=160)
     write_rows(Path(config.base) / "prompts.jsonl", new[:5] + rows + new[5:])
     second = curate(config)
     assert second.prompts_read_by_model == sum(forward_passes) == 10
@@ -186,6 +185,54 @@ def test_bad_data_ends_the_flow_with_our_error_and_leaves_nothing(world: World) 
     with pytest.raises(DataError, match=r"line 6: answer is empty"):
         curate(config)
     assert not list(config.root.rglob("*.parquet"))
+
+
+def test_what_hygiene_found_is_in_the_manifest_and_changes_with_the_evaluation_sets(world: World) -> None:
+    config = world(labels={"source": "none"}, quality={"method": "none"}, data={
+        "decontaminate": [{"path": "exam.jsonl", "preset": "saerl", "name": "exam"}]})
+    rows = toy_rows(160)
+    write_rows(Path(config.base) / "exam.jsonl", [rows[3], {**rows[7], "problem": rows[7]["problem"].upper()}])
+    curated = curate(config)
+    header = read_manifest(curated.manifest.path)
+    (found,) = header["hygiene"]["contamination"]
+    assert (found["set"], found["rows"], found["exact"], found["near"]) == ("exam", 2, 1, 1)
+    assert [pair["id"] for pair in found["pairs"]] == [rows[3]["id"], rows[7]["id"]]
+    assert header["prompts"]["dropped_by_reason"]["contaminated"] == 2
+    assert len(header["inputs"]["decontaminate"]) == 1
+    assert "1 prompts are in exam word for word, 1 nearly so" in header["notes"]
+    write_rows(Path(config.base) / "exam.jsonl", rows[3:4])
+    again = curate(config)
+    assert read_manifest(again.manifest.path)["prompts"]["dropped_by_reason"]["contaminated"] == 1
+    assert again.prompts_read_by_model == 1
+
+
+def test_a_folder_is_curated_like_the_file_it_was_cut_from(first: Curated, world: World) -> None:
+    config = world(data={"path": "parts"})
+    rows = toy_rows(160)
+    parts = Path(config.base) / "parts"
+    parts.mkdir()
+    write_rows(parts / "a.jsonl", rows[:90])
+    write_rows(parts / "b.jsonl", rows[90:])
+    second = curate(config)
+    for name in ("train.parquet", "dropped.parquet", "scores.parquet"):
+        assert (second.manifest.path / name).read_bytes() == (first.manifest.path / name).read_bytes(), name
+    for number, part in enumerate(sorted(parts.iterdir())):
+        part.rename(parts / f"{number}.jsonl")
+    third = curate(config)
+    assert (third.id, ran(third)) == (second.id, set())
+
+
+def test_copies_in_sae_space_are_dropped_before_anything_is_clustered(world: World) -> None:
+    config = world(labels={"source": "none"}, quality={"method": "none"},
+                   hygiene={"near_duplicate_overlap": None, "sae_similarity": 0.9})
+    rows = toy_rows(160)
+    copy = {**rows[5], "id": "copy", "problem": rows[5]["problem"].replace(".", " .", 1)}
+    write_rows(Path(config.base) / "prompts.jsonl", [*rows, copy])
+    curated = curate(config)
+    header = read_manifest(curated.manifest.path)
+    assert "copy" in {pair["id"] for pair in header["hygiene"]["sae_near_duplicates"]["pairs"]}
+    assert header["prompts"]["dropped_by_reason"]["near_duplicate"] == header["hygiene"]["sae_near_duplicates"]["total"]
+    assert header["prompts"]["read"] == header["prompts"]["kept"] + header["prompts"]["dropped"] == 161
 
 
 def test_labels_can_come_from_a_column(world: World) -> None:

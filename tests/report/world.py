@@ -65,7 +65,7 @@ def make(n: int = 2600, k: int = 32, batch_size: int = 32, steps: int | None = 4
         "answer": [str(int(number)) for number in rng.integers(1, 400, n)], "data_source": ["toy"] * n,
         "subject": [_SUBJECTS[number % len(_SUBJECTS)] if rng.random() < 0.8 else _SUBJECTS[int(rng.integers(8))]
                     for number in cluster],
-        "level": level, "pass_rate": pass_rate, "drop_reason": reasons,
+        "level": level, "pass_rate": pass_rate, "quality": [None] * n, "solution": [None] * n, "drop_reason": reasons,
     }, schema=SCHEMA)
     curation = Curation(table, cluster, difficulty, quality, pass_rate,
                         Schedule(candidates[plan.batches], plan.epoch, {}))
