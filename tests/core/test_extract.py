@@ -46,8 +46,8 @@ def naive(model_folder: Path, sae_folder: Path, layer: int, prompts: list[Any],
 
 def ours(model_folder: Path, sae_folder: Path, layer: int, prompts: list[Any], **settings: Any) -> FeatureRows:
     config = FeaturesConfig(model="x", sae="y", device="cpu", **settings)
-    reader, encode = extract.load_reader(model_folder, sae_folder, layer, config)
-    return extract.extract(reader, encode, sae.read_spec(sae_folder).d_sae, prompts, config)
+    reader, encoder = extract.load_reader(model_folder, sae_folder, layer, config)
+    return extract.extract(reader, encoder, prompts, config)
 
 
 def dense_max(rows: FeatureRows) -> np.ndarray:
@@ -155,7 +155,7 @@ def test_a_damaged_sae_folder_is_refused_in_one_line(make_sae: Callable[..., Pat
         case "broken weights":
             (folder / "sae_weights.safetensors").write_bytes(b"no")
     with pytest.raises(ModelError) as caught:
-        sae.load_encoder(folder, torch.device("cpu"), torch.float32) if sae.read_spec(folder) else None
+        sae.load_sae(folder, torch.device("cpu"), torch.float32) if sae.read_spec(folder) else None
     assert "\n" not in str(caught.value)
 
 

@@ -1,0 +1,122 @@
+"""A corpus → token ids of documents, in an order drawn by lot; the first ones are held out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from saerl_core import prompts
+from saerl_core.config import CorpusConfig, DataConfig
+from saerl_core.errors import DataError
+from saerl_core.hashing import hash_value
+from saerl_core.models import render
+
+HELDOUT_SHARE = 0.1
+"""At most this share of the documents is held out."""
+
+Message = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Token ids, one list a document; no document is in both parts."""
+
+    train: list[list[int]]
+    heldout: list[list[int]]
+
+
+def read_prompts(path: Path, data: DataConfig, heldout: Path | None) -> list[list[Message]]:
+    """The chats of a prompt file: those that `saerl curate` would not leave out as duplicates or contaminated.
+
+    Raises:
+        DataError: the file cannot be read, or a row breaks the prompt contract.
+    """
+    evaluated = prompts.read_heldout(heldout, data) if heldout else None
+    return prompts.usable(prompts.read_prompts(path, data, evaluated))["messages"].to_list()
+
+
+def read_corpus(path: Path, config: CorpusConfig, limit: int | None = None) -> list[list[Message] | str]:
+    """Documents of a corpus file, each a chat or plain text.
+
+    Args:
+        path: The file.
+        config: Which columns, and whether texts are messages.
+        limit: Read no more than this many rows.
+
+    Raises:
+        DataError: the file cannot be read, a column is missing, or a row holds no text.
+    """
+    found = []
+    for number, (where, record) in enumerate(prompts.read_rows(path)):
+        if number == limit:
+            break
+        found.append(_document(record, config, f"{path}, {where}"))
+    if not found:
+        raise DataError(f"{path}: no rows")
+    return found
+
+
+def _document(record: dict[str, Any], config: CorpusConfig, where: str) -> list[Message] | str:
+    if missing := [column for column in config.columns if column not in record]:
+        raise DataError(f"{where}: no column {missing[0]!r} (sae_training.corpus.columns); there are "
+                        f"{', '.join(sorted(record))}")
+    values = [record[column] for column in config.columns]
+    if len(values) == 1 and isinstance(values[0], list):
+        if not values[0] or not all(isinstance(turn, dict) and isinstance(turn.get("role"), str)
+                                    and isinstance(turn.get("content"), str) for turn in values[0]):
+            raise DataError(f"{where}: {config.columns[0]} is a list, but not of chat messages {{role, content}}")
+        return [{"role": turn["role"], "content": turn["content"]} for turn in values[0]]
+    if not all(isinstance(value, str) for value in values) or not "".join(values).strip():
+        raise DataError(f"{where}: {', '.join(config.columns)}: expected text, found "
+                        f"{', '.join(type(value).__name__ for value in values)}" + (
+                            " without a letter" if all(isinstance(value, str) for value in values) else ""))
+    text = "\n\n".join(value for value in values if value.strip())
+    return [{"role": "user", "content": text}] if config.chat else text
+
+
+def tokenize(documents: Iterable[list[Message] | str], tokenizer: PreTrainedTokenizerBase, *, max_tokens: int,
+             chat_template: bool, tokens: int, heldout_tokens: int, seed: int,
+             progress: Callable[[int, int], None] | None = None) -> Documents:
+    """Token ids of documents, in an order drawn by lot of their content; duplicates count once.
+
+    The first documents drawn are held out, until `heldout_tokens` are reached. Reading stops at `tokens`, so the cost
+    is bounded by what is trained on, not by the corpus. Long documents are cut into pieces that the reader can take.
+
+    Args:
+        documents: Chats or plain texts.
+        tokenizer: The reader's.
+        max_tokens: Longest piece.
+        chat_template: Render chats with the template.
+        tokens: Enough to train on.
+        heldout_tokens: Enough to measure on.
+        seed: Of the lot.
+        progress: Called with (tokens read, tokens wanted).
+
+    Raises:
+        DataError: too few documents to hold one out.
+    """
+    drawn = {hash_value([seed, document]): document for document in documents}
+    order = [drawn[key] for key in sorted(drawn)]
+    most = int(HELDOUT_SHARE * len(order))
+    if most < 1:
+        raise DataError(f"{len(order)} different documents are too few to train an SAE on and to hold some out")
+
+    def take(documents: Iterable[list[Message] | str], enough: int) -> Iterator[list[list[int]]]:
+        count = 0
+        for document in documents:
+            ids = tokenizer.encode(document) if isinstance(document, str) else render(
+                tokenizer, document, chat_template=chat_template)
+            yield [ids[start : start + max_tokens] for start in range(0, len(ids), max_tokens)]
+            count += len(ids)
+            if progress is not None:
+                progress(min(count, enough), enough)
+            if count >= enough:
+                return
+
+    heldout = list(take(order[:most], heldout_tokens))
+    train = list(take(order[len(heldout) :], tokens))
+    return Documents([piece for pieces in train for piece in pieces], [piece for pieces in heldout for piece in pieces])
