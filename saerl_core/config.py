@@ -157,8 +157,8 @@ class SaeTrainingConfig(Section):
     `features`: the model, the template, the token limit, the mask of sinks."""
 
     architecture: Literal["topk", "batchtopk", "jumprelu"] = "topk"
-    """`topk`: k features on every token. `batchtopk`: k on average over a batch. `jumprelu`: thresholds that are learned,
-    pulled towards k on average."""
+    """`topk`: k features on every token. `batchtopk`: k on average over a batch. `jumprelu`: learned thresholds, drawn
+    towards k on average."""
     layer: Annotated[int, Field(ge=0)] | None = None
     """The residual stream after this layer (0-based). Default: `features.layer`, else the middle one."""
     expansion: Count = 16
@@ -412,8 +412,8 @@ class RunConfig(Section):
     def _one_layer(self) -> Self:
         training = self.sae_training
         if training and None not in (training.layer, self.features.layer) and training.layer != self.features.layer:
-            raise ValueError(f"sae_training.layer ({training.layer}) and features.layer ({self.features.layer}) differ: "
-                             "the SAE is trained on the layer that is read")
+            raise ValueError(f"sae_training.layer ({training.layer}) and features.layer ({self.features.layer}) "
+                             "differ: the SAE is trained on the layer that is read")
         return self
 
     def resolve(self, name: str) -> Path:

@@ -6,7 +6,6 @@ reconstruction is measured.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -92,14 +91,19 @@ def _frame(backbone: Backbone, *, chat_template: bool) -> tuple[int, int]:
     """How many tokens the template puts before and after every message, whatever it says."""
     one, other = (render(backbone.tokenizer, [{"role": "user", "content": text}], chat_template=chat_template)
                   for text in ("a", "7 b"))
-    return len(os.path.commonprefix([one, other])), len(os.path.commonprefix([one[::-1], other[::-1]]))
+    return _common(one, other), _common(one[::-1], other[::-1])
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """Length of the common beginning."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def _extract_batch(backbone: Backbone, sae: Sae, ids: list[list[int]], frame: tuple[int, int],
                    sink_norm_ratio: float) -> FeatureRows:
     ids_BT, real_BT = pad(ids, backbone.device)
     h_BTD = backbones.residual_stream(backbone, ids_BT)
-    keep_BT = pooled_tokens(h_BTD, ids_BT, real_BT, backbone.tokenizer.bos_token_id, sink_norm_ratio)
+    keep_BT = pooled_tokens(h_BTD, ids_BT, real_BT, backbone.bos, sink_norm_ratio)
     h_TD, prompt_T, tokens_B = h_BTD[keep_BT], keep_BT.nonzero()[:, 0], keep_BT.sum(1)
     entries = sae.encode(h_TD)
     values_N, token_N, feature_N = entries
@@ -132,7 +136,7 @@ def pooled_tokens(h_BTD: torch.Tensor, ids_BT: torch.Tensor, real_BT: torch.Tens
 
 def _fvu(sae: Sae, h_TD: torch.Tensor, prompt_T: torch.Tensor, content_T: torch.Tensor, entries: Entries,
          prompts: int) -> torch.Tensor:
-    """Fraction of variance unexplained (FVU), [B]: squared error of the reconstruction over squared distance to the mean.
+    """Fraction of variance unexplained (FVU), [B]: the reconstruction's squared error over the distance to the mean.
 
     Measured on at most `FVU_TOKENS` of each prompt's own words, evenly spaced: what the template adds is the same in
     every prompt, often far from all words, and would hide how well the words are read. The mean is that of the

@@ -233,15 +233,15 @@ def health(rows: FeatureRows, explained_variance: float | None = None) -> Health
 
 def _warnings(figures: Health, empty: int) -> Iterator[str]:
     if figures.firing_share < 0.02:
-        yield (f"only {figures.firing_share:.1%} of the SAE's features ever fire: it looks collapsed, or was trained on "
-               "another layer")
+        yield (f"only {figures.firing_share:.1%} of the SAE's features ever fire: it looks collapsed, or was trained "
+               "on another layer")
     if figures.ubiquitous_share > 0.5:
-        yield (f"{figures.ubiquitous_share:.0%} of the firing features fire on nearly every prompt: the SAE hardly tells "
-               "these prompts apart")
+        yield (f"{figures.ubiquitous_share:.0%} of the firing features fire on nearly every prompt: the SAE hardly "
+               "tells these prompts apart")
     if figures.far_share > _FAR_SHARE:
         yield (f"the SAE leaves over {figures.fvu_limit:.0%} of the residual variance unexplained in "
-               f"{figures.far_share:.0%} of the prompts (median {figures.fvu_quantiles[2]:.0%}): they are far from what it "
-               "was trained on, or it is coarse; `saerl train-sae` trains one on your prompts")
+               f"{figures.far_share:.0%} of the prompts (median {figures.fvu_quantiles[2]:.0%}): they are far from "
+               "what it was trained on, or it is coarse; `saerl train-sae` trains one on your prompts")
     if empty:
         yield f"{empty} prompts fire no feature at all"
     if figures.cut_prompts:

@@ -23,7 +23,7 @@ from saerl_core.errors import ConfigError, ModelError
 from saerl_core.hashing import hash_files
 from saerl_core.models import UNREADABLE, ModelSpec
 
-_FILES = ("cfg.json", "sae_weights.safetensors")
+SAE_FILES = ("cfg.json", "sae_weights.safetensors")
 _RESIDUAL_HOOK = re.compile(r"^blocks\.(\d+)\.hook_resid_(pre|post)$")
 
 Entries = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -59,11 +59,24 @@ def read_spec(folder: Path) -> SaeSpec:
         ModelError: a file is missing or broken, or the SAE does not read the residual stream.
     """
     path = folder / "cfg.json"
-    for name in _FILES:
+    for name in SAE_FILES:
         if not (folder / name).is_file():
-            raise ModelError(f"{folder}: no SAE in sae-lens's format there (no {name})")
+            raise ModelError(f"{folder}: no SAE in sae-lens's format there (no {name}); to train one there, run "
+                             "`saerl train-sae` with this config")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: not an SAE configuration: {type(error).__name__}: {error}") from error
+    return parse_spec(config, str(path))
+
+
+def parse_spec(config: dict[str, Any], where: str) -> SaeSpec:
+    """Shape of an SAE, from what sae-lens calls its configuration.
+
+    Raises:
+        ModelError: a number is missing, or the SAE does not read the residual stream.
+    """
+    try:
         metadata = config.get("metadata") or {}
         hook = metadata.get("hook_name") or config.get("hook_name")
         spec = SaeSpec(
@@ -74,10 +87,10 @@ def read_spec(folder: Path) -> SaeSpec:
             layer=_layer(hook),
             explained_variance=metadata.get("explained_variance"),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{path}: not an SAE configuration: {type(error).__name__}: {error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{where}: not an SAE configuration: {type(error).__name__}: {error}") from error
     if hook and spec.layer is None:
-        raise ModelError(f"{path}: the SAE was trained on {hook!r}; SAERL reads the residual stream "
+        raise ModelError(f"{where}: the SAE was trained on {hook!r}; SAERL reads the residual stream "
                          "(blocks.N.hook_resid_post)")
     return spec
 
@@ -112,9 +125,16 @@ def choose_layer(sae: SaeSpec, model: ModelSpec, asked: int | None) -> int:
     return layer
 
 
+def tidy(weights: Path, config: Path) -> None:
+    """Make what sae-lens has written readable to all and, its keys sorted, the same from process to process."""
+    config.write_text(json.dumps(json.loads(config.read_text()), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    for path in (weights, config):
+        path.chmod(0o644)
+
+
 def sae_hash(folder: Path) -> str:
     """Content hash of an SAE: configuration and weights."""
-    return hash_files(folder, (folder / name for name in _FILES))
+    return hash_files(folder, (folder / name for name in SAE_FILES))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel, ConfigDict
 
-from saerl_core import models, sae
+from saerl_core import models, sae, sae_registry
 from saerl_core.config import RunConfig
 from saerl_core.errors import DataError
 from saerl_core.extract import extraction_parameters
@@ -51,7 +51,7 @@ def resolve_inputs(config: RunConfig) -> Inputs:
     base = Path(config.base)
     data = _file(config.resolve(config.data.path))
     heldout = _file(config.resolve(config.data.heldout.path)) if config.data.heldout else None
-    sae_folder = config.resolve(config.features.sae)
+    sae_folder = sae_registry.fetch(config.features.sae, base, config.root)
     sae_spec = sae.read_spec(sae_folder)
     model = models.fetch(config.features.model, base)
     policy = models.fetch(config.policy.model, base)

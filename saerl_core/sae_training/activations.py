@@ -10,6 +10,7 @@ Legend: B documents in a forward pass, T tokens (padded), N tokens in the buffer
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -47,14 +48,15 @@ def read_documents(backbone: Backbone, documents: Sequence[Sequence[int]], *, to
     for batch in batch_by_length([len(ids) for ids in documents], tokens_per_batch):
         ids_BT, real_BT = pad([documents[i] for i in batch], backbone.device)
         h_BTD = backbones.residual_stream(backbone, ids_BT)
-        keep_BT = pooled_tokens(h_BTD, ids_BT, real_BT, backbone.tokenizer.bos_token_id, sink_norm_ratio)
+        keep_BT = pooled_tokens(h_BTD, ids_BT, real_BT, backbone.bos, sink_norm_ratio)
         for row, i in enumerate(batch):
             parts[i] = h_BTD[row, keep_BT[row]]
     return torch.cat(parts)
 
 
 def stream(backbone: Backbone, documents: Sequence[Sequence[int]], *, batch_tokens: int, buffer_tokens: int, seed: int,
-           tokens_per_batch: int, sink_norm_ratio: float, place: Place = Place()) -> Iterator[tuple[torch.Tensor, Place]]:
+           tokens_per_batch: int, sink_norm_ratio: float,
+           place: Place = Place()) -> Iterator[tuple[torch.Tensor, Place]]:
     """Endless batches h_ND of `batch_tokens`, each with the place behind it.
 
     Raises:
@@ -66,8 +68,8 @@ def stream(backbone: Backbone, documents: Sequence[Sequence[int]], *, batch_toke
         h_ND = read_documents(backbone, chosen, tokens_per_batch=tokens_per_batch, sink_norm_ratio=sink_norm_ratio)
         batches = len(h_ND) // batch_tokens
         if not batches:
-            raise DataError(f"of {buffer_tokens} tokens {len(h_ND)} are left after BOS and attention sinks are masked, less "
-                            f"than sae_training.batch_tokens = {batch_tokens}; see features.sink_norm_ratio")
+            raise DataError(f"of {buffer_tokens} tokens {len(h_ND)} are left after BOS and attention sinks are masked, "
+                            f"less than sae_training.batch_tokens = {batch_tokens}; see features.sink_norm_ratio")
         order_N = torch.from_numpy(np.random.default_rng((seed, 1, document)).permutation(len(h_ND))).to(h_ND.device)
         for batch in range(used, batches):
             following = Place(after, 0) if batch + 1 == batches else Place(document, batch + 1)
@@ -77,12 +79,12 @@ def stream(backbone: Backbone, documents: Sequence[Sequence[int]], *, batch_toke
 
 def _fill(documents: Sequence[Sequence[int]], start: int, tokens: int, seed: int) -> tuple[list[Sequence[int]], int]:
     """Documents from place `start` on until they hold `tokens`, and the place behind them."""
-    chosen, count, place = [], 0, start
-    while count < tokens:
-        epoch, position = divmod(place, len(documents))
-        if position == 0 or place == start:
-            order = np.random.default_rng((seed, 0, epoch)).permutation(len(documents))
-        chosen.append(documents[order[position]])
-        count += len(chosen[-1])
-        place += 1
-    return chosen, place
+    chosen, count = [], 0
+    for epoch in itertools.count(start // len(documents)):
+        order = np.random.default_rng((seed, 0, epoch)).permutation(len(documents))
+        for position in range((start + len(chosen)) % len(documents), len(documents)):
+            chosen.append(documents[order[position]])
+            count += len(chosen[-1])
+            if count >= tokens:
+                return chosen, start + len(chosen)
+    raise AssertionError("unreachable")

@@ -1,21 +1,26 @@
 """How well an SAE reads held-out text: what it explains, how sparse it is, and what the model still can do through it.
 
-Legend: B documents in a forward pass, T tokens (padded), N tokens that count, D residual width, S features, V vocabulary.
+Legend: B documents in a forward pass, T tokens (padded), N tokens that count, D residual width, S features, V
+vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from saerl_core.backbone import find_layers
+from saerl_core.backbone import Backbone, find_layers
+from saerl_core.config import FeaturesConfig
 from saerl_core.errors import ModelError
 from saerl_core.extract import batch_by_length, pad, pooled_tokens
 from saerl_core.models import UNREADABLE
+from saerl_core.sae_training.activations import read_documents
+
+_DOCUMENTS_AT_A_TIME = 64
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,36 @@ class CrossEntropy:
     """(ablated − spliced) / (ablated − clean): 1 where nothing is lost"""
     tokens: int
     """Tokens predicted."""
+
+
+def measure(reader: Backbone, load_model: Callable[[], Any], layer: int, folder: Path,
+            documents: Sequence[Sequence[int]], config: FeaturesConfig,
+            progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+    """All figures of a saved SAE on held-out documents, as JSON values.
+
+    Args:
+        reader: The truncated reader.
+        load_model: Gives the whole model, with its head.
+        layer: The SAE reads the residual stream after it.
+        folder: The SAE.
+        documents: Token ids.
+        config: Token budget and sink mask.
+        progress: Called with (documents done, documents).
+    """
+    from sae_lens import SAE
+
+    sae = SAE.load_from_disk(str(folder), device=str(reader.device))
+    reading = {"tokens_per_batch": config.tokens_per_batch, "sink_norm_ratio": config.sink_norm_ratio}
+    parts = (read_documents(reader, documents[start : start + _DOCUMENTS_AT_A_TIME], **reading)
+             for start in range(0, len(documents), _DOCUMENTS_AT_A_TIME))
+    found = asdict(measure_reconstruction(sae, parts))
+    lost = asdict(measure_cross_entropy(load_model(), layer, sae, documents, bos=reader.bos,
+                                        progress=progress, **reading))
+    return {"documents": len(documents), **_rounded(found), "cross_entropy": _rounded(lost)}
+
+
+def _rounded(figures: dict[str, Any]) -> dict[str, Any]:
+    return {name: round(value, 6) for name, value in figures.items()}
 
 
 @torch.inference_mode()
@@ -129,7 +164,7 @@ def load_causal_lm(folder: Path, device: torch.device, dtype: torch.dtype, *, tr
     from transformers import AutoModelForCausalLM
 
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa",
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa",
                                                      use_safetensors=True, trust_remote_code=trust_remote_code)
     except UNREADABLE as error:
         raise ModelError(f"{folder}: transformers cannot load it: {' '.join(str(error).split())[:200]}") from error

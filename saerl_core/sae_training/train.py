@@ -91,7 +91,7 @@ def train(backbone: Backbone, documents: Sequence[Sequence[int]], config: SaeTra
             dead_share = float(trainer.dead_neurons.float().mean())
             curve.append({"step": step, **_figures(output), "dead_share": dead_share,
                           "learning_rate": trainer.optimizer.param_groups[0]["lr"]})
-        if step % config.save_every == 0 and step < steps:
+        if step % config.save_every == 0 or step == steps:  # the last one, for a crash while it is measured
             checkpoint.save(checkpoints, trainer, place, curve)
         if progress is not None:
             progress(step, steps, f"explained variance {curve[-1]['explained_variance']:.2f}" if curve else "")
@@ -102,8 +102,8 @@ def new_sae(config: SaeTrainingConfig, *, d_in: int, d_sae: int, metadata: dict[
             steps: int) -> TrainingSAE[Any]:
     """A fresh SAE, its weights drawn from torch's global generator.
 
-    JumpReLU is held at k features a token by a quadratic penalty on the distance, with gradients through the
-    thresholds to all parameters.
+    JumpReLU is drawn towards k features a token by a quadratic penalty on the distance (Gemma Scope 2), with gradients
+    through the thresholds to all parameters and a penalty that revives dead features (Anthropic).
     """
     from sae_lens import (
         BatchTopKTrainingSAE,
@@ -125,7 +125,7 @@ def new_sae(config: SaeTrainingConfig, *, d_in: int, d_sae: int, metadata: dict[
         case "jumprelu":
             return JumpReLUTrainingSAE(JumpReLUTrainingSAEConfig(
                 jumprelu_sparsity_loss_mode="quadratic", target_l0=config.k, l0_warm_up_steps=steps // 2,
-                jumprelu_ste_to_input=True, **common))
+                jumprelu_ste_to_input=True, pre_act_loss_coefficient=3e-6, **common))
 
 
 @torch.no_grad()

@@ -5,11 +5,12 @@ Legend: N tokens in a batch, D residual width, S features.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from saerl_core.sae import tidy
 
 if TYPE_CHECKING:
     from sae_lens import SAETrainer, TrainingSAE
@@ -78,8 +79,4 @@ def finish(trainer: Trainer) -> TrainingSAE[Any]:
 
 def save_sae(sae: TrainingSAE[Any], folder: Path) -> None:
     """Write `cfg.json` and `sae_weights.safetensors`, which `SAE.load_from_disk` reads as an inference SAE."""
-    weights, config = sae.to("cpu").save_inference_model(folder)
-    # sae-lens writes the keys in an order that changes from process to process; the same SAE is to have the same hash.
-    config.write_text(json.dumps(json.loads(config.read_text()), indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    for path in (weights, config):
-        path.chmod(0o644)
+    tidy(*sae.to("cpu").save_inference_model(folder))

@@ -18,6 +18,7 @@ from typing import Any
 from saerl_core.artifact import staging
 from saerl_core.errors import ConfigError
 from saerl_core.rl.rollouts import load_policy, sample_correct
+from saerl_core.sae_training.trainer import save_sae
 from saerl_core.toy import data, lm, sae, tokenizer, world
 from saerl_core.toy.card import describe
 
@@ -93,7 +94,7 @@ def build(
             seed=_SEED,
             progress=partial(report, "sparse autoencoder"),
         )
-        sae.save_sae(encoder, made / "sae")
+        save_sae(encoder, made / "sae")
 
         tested = heldout[:evaluation_problems]
         figures = sae.measure_sae(

@@ -18,7 +18,7 @@ import torch
 from transformers import Qwen2ForCausalLM, Qwen2Tokenizer
 
 from saerl_core.sae_training.figures import Reconstruction, measure_reconstruction
-from saerl_core.sae_training.trainer import finish, make_trainer, norm_scale, save_sae, take_step
+from saerl_core.sae_training.trainer import finish, make_trainer, norm_scale, take_step
 from saerl_core.toy.tokenizer import render_prompt
 
 if TYPE_CHECKING:
