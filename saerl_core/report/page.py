@@ -394,6 +394,8 @@ def _health(header: Mapping[str, Any], active: np.ndarray | None) -> dict[str, A
     facts = [("prompts read by the model", count(health["prompts"])), ("tokens", count(health["tokens"])),
              ("features that fire at all", percent(health["firing_share"])),
              ("of these, on nearly every prompt", percent(health["ubiquitous_share"])),
+             *([("variance that it misses, median prompt", percent(health["fvu_quantiles"][2]))]
+               if health.get("fvu_quantiles") else []),
              ("tokens masked (BOS, sinks)", percent(health["masked_share"])),
              ("prompts read in part", count(health["cut_prompts"]))]
     if quantiles:

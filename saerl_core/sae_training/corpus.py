@@ -70,10 +70,11 @@ def _document(record: dict[str, Any], config: CorpusConfig, where: str) -> list[
                                     and isinstance(turn.get("content"), str) for turn in values[0]):
             raise DataError(f"{where}: {config.columns[0]} is a list, but not of chat messages {{role, content}}")
         return [{"role": turn["role"], "content": turn["content"]} for turn in values[0]]
-    if not all(isinstance(value, str) for value in values) or not "".join(values).strip():
-        raise DataError(f"{where}: {', '.join(config.columns)}: expected text, found "
-                        f"{', '.join(type(value).__name__ for value in values)}" + (
-                            " without a letter" if all(isinstance(value, str) for value in values) else ""))
+    for column, value in zip(config.columns, values, strict=True):
+        if not isinstance(value, str):
+            raise DataError(f"{where}: {column}: expected text, found {type(value).__name__}")
+    if not "".join(values).strip():
+        raise DataError(f"{where}: {' and '.join(config.columns)} is empty")
     text = "\n\n".join(value for value in values if value.strip())
     return [{"role": "user", "content": text}] if config.chat else text
 
