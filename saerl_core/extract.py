@@ -47,7 +47,6 @@ def extraction_parameters(config: FeaturesConfig, layer: int) -> dict[str, objec
     }
 
 
-@torch.inference_mode()
 def extract(backbone: Backbone, sae: Sae, prompts: Sequence[list[dict[str, str]]],
             config: FeaturesConfig) -> FeatureRows:
     """Feature rows of prompts, in the order given.
@@ -59,6 +58,12 @@ def extract(backbone: Backbone, sae: Sae, prompts: Sequence[list[dict[str, str]]
         config: Token limit, template, batch budget, sink mask.
     """
     ids = [render(backbone.tokenizer, messages, chat_template=config.chat_template) for messages in prompts]
+    return extract_tokens(backbone, sae, ids, config)
+
+
+@torch.inference_mode()
+def extract_tokens(backbone: Backbone, sae: Sae, ids: Sequence[list[int]], config: FeaturesConfig) -> FeatureRows:
+    """The same for prompts that are token ids already."""
     cut = np.array([max(0, len(row) - config.max_tokens) for row in ids], dtype=np.int32)
     ids = [row[: config.max_tokens] for row in ids]
     batches = batch_by_length([len(row) for row in ids], config.tokens_per_batch)

@@ -26,7 +26,8 @@ from saerl_core.hashing import hash_value
 VERSION = 2
 _KEY_BYTES = 16
 _QUARTILES = (0, 0.25, 0.5, 0.75, 1)
-_ASSUMED_EXPLAINED = 0.9
+_FVU_LIMIT = 0.2
+"""A prompt of which more is unexplained counts as far from what the SAE was trained on, unless the SAE is coarse."""
 _FAR_SHARE = 0.1
 """A warning is due where more of the prompts than this are far from what the SAE reconstructs."""
 
@@ -198,21 +199,20 @@ class Health:
     warnings: tuple[str, ...]
 
 
-def health(rows: FeatureRows, explained_variance: float | None = None) -> Health:
+def health(rows: FeatureRows, heldout_fvu: float | None = None) -> Health:
     """Health figures of a data set under an SAE, with a warning where the SAE looks collapsed, or the prompts far.
 
     Args:
         rows: The data set's features.
-        explained_variance: What the SAE explains of text like that which it was trained on, if it says so. Prompts
-            are far where it leaves over twice as much unexplained. Where it is silent, 90% is assumed, as a good SAE of
-            a middle layer reaches.
+        heldout_fvu: What the SAE leaves unexplained of text like that which it was trained on, if it says so: one that
+            leaves much is held to twice that.
     """
     active = rows.active()
     document_frequency = np.bincount(rows.indices, minlength=rows.d_sae)
     firing = document_frequency > 0
     read = int(rows.tokens.sum() + rows.masked.sum())
     fvu = rows.fvu[np.isfinite(rows.fvu)]
-    fvu_limit = _round(2 * (1 - (_ASSUMED_EXPLAINED if explained_variance is None else explained_variance)))
+    fvu_limit = _round(max(_FVU_LIMIT, 2 * (heldout_fvu or 0)))
     figures = Health(
         prompts=len(rows),
         tokens=int(rows.tokens.sum()),

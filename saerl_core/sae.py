@@ -48,8 +48,9 @@ class SaeSpec:
     """Features that fire on a token, where the architecture fixes that."""
     layer: int | None
     """The SAE reads the residual stream after this layer; None where the file does not say."""
-    explained_variance: float | None
-    """What it explains of the variance of held-out text like its training text; None where the file does not say."""
+    heldout_fvu: float | None
+    """Fraction of variance that it leaves unexplained of text like its training text, in the median document; None
+    where the file does not say."""
 
 
 def read_spec(folder: Path) -> SaeSpec:
@@ -85,7 +86,7 @@ def parse_spec(config: dict[str, Any], where: str) -> SaeSpec:
             d_sae=int(config["d_sae"]),
             k=int(config["k"]) if config.get("k") else None,
             layer=_layer(hook),
-            explained_variance=metadata.get("explained_variance"),
+            heldout_fvu=metadata.get("heldout_fvu"),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{where}: not an SAE configuration: {type(error).__name__}: {error}") from error

@@ -112,7 +112,7 @@ def fetch(name: str, base: Path, workspace: Path) -> Path:
         raise ModelError(f"{name}: the hub does not give {entry.repository}, or sae-lens cannot read it: "
                          f"{' '.join(str(error).split())[:200]}") from error
     if entry.explained_variance is not None:
-        sae.cfg.metadata.explained_variance = entry.explained_variance
+        sae.cfg.metadata.heldout_fvu = round(1 - entry.explained_variance, 6)
     with staging(folder.parent) as staged:
         tidy(*sae.save_model(staged))
         staged.chmod(0o755)

@@ -87,8 +87,8 @@ def gather(root: Path, inputs: Inputs, source: ArtifactRef, contents: list[str],
     rows = features.gather(inputs.store, keys)
     with artifact.staging(root / "artifacts") as staged:
         (staged / ROWS).write_bytes(features.to_bytes(rows))
-        explained = sae.read_spec(inputs.sae).explained_variance
-        artifact.write_json(staged / "health.json", vars(features.health(rows, explained)))
+        heldout_fvu = sae.read_spec(inputs.sae).heldout_fvu
+        artifact.write_json(staged / "health.json", vars(features.health(rows, heldout_fvu)))
         return artifact.seal(staged, "features", {"stage": "gather", "store": store_hash, "rows": len(rows)})
 
 

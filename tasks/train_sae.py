@@ -158,7 +158,7 @@ def train_sae(inputs: SaeInputs, config: RunConfig, identity: str, steps: int) -
                                                    trust_remote_code=features.trust_remote_code),
             inputs.layer, staged, documents.heldout, features,
             progress=lambda done, total: progress(done, total, "documents measured"))
-        trained.sae.cfg.metadata.explained_variance = heldout["explained_variance"]  # what prompts are held against
+        trained.sae.cfg.metadata.heldout_fvu = heldout["document_fvu"]  # what prompts are held against
         save_sae(trained.sae, staged)
         card = {
             "made_by": _MADE_BY, "architecture": training.architecture, "d_in": inputs.d_model, "d_sae": inputs.d_sae,
@@ -185,14 +185,17 @@ def _read(inputs: SaeInputs, config: RunConfig) -> list[Any]:
 
 def publish(made: ArtifactRef, out: Path) -> None:
     """Copy a trained SAE to the folder that `features.sae` names, in place of an older one."""
-    with artifact.staging(out.parent) as staged:
-        for name in (*SAE_FILES, CARD, CURVE, REPORT):
+    names = (*SAE_FILES, CARD, CURVE, REPORT)
+    if all((out / name).is_file() and artifact.file_hash(out / name) == artifact.file_hash(made.path / name)
+           for name in names):
+        return
+    with artifact.staging(out.parent) as staged, artifact.staging(out.parent) as older:
+        for name in names:
             shutil.copyfile(made.path / name, staged / name)
         staged.chmod(0o755)
         if out.exists():
-            out.rename(staged / "older")
+            out.rename(older / out.name)
         staged.rename(out)
-    shutil.rmtree(out / "older", ignore_errors=True)
 
 
 def load_card(ref: ArtifactRef) -> dict[str, Any]:

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from saerl_core import prompts
 from saerl_core.config import CorpusConfig, DataConfig
 from saerl_core.errors import DataError
 from saerl_core.hashing import hash_value
 from saerl_core.models import render
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 HELDOUT_SHARE = 0.1
 """At most this share of the documents is held out."""

@@ -11,13 +11,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from saerl_core.backbone import Backbone, find_layers
 from saerl_core.config import FeaturesConfig
 from saerl_core.errors import ModelError
-from saerl_core.extract import batch_by_length, pad, pooled_tokens
+from saerl_core.extract import batch_by_length, extract_tokens, pad, pooled_tokens
 from saerl_core.models import UNREADABLE
+from saerl_core.sae import load_sae
 from saerl_core.sae_training.activations import read_documents
 
 _DOCUMENTS_AT_A_TIME = 64
@@ -52,9 +54,11 @@ class CrossEntropy:
 
 
 def measure(reader: Backbone, load_model: Callable[[], Any], layer: int, folder: Path,
-            documents: Sequence[Sequence[int]], config: FeaturesConfig,
+            documents: Sequence[list[int]], config: FeaturesConfig,
             progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
     """All figures of a saved SAE on held-out documents, as JSON values.
+
+    `document_fvu` is the median document's fraction of variance unexplained, measured as extraction measures prompts.
 
     Args:
         reader: The truncated reader.
@@ -67,6 +71,7 @@ def measure(reader: Backbone, load_model: Callable[[], Any], layer: int, folder:
     """
     from sae_lens import SAE
 
+    fvu = extract_tokens(reader, load_sae(folder, reader.device, reader.dtype), documents, config).fvu
     sae = SAE.load_from_disk(str(folder), device=str(reader.device))
     reading = {"tokens_per_batch": config.tokens_per_batch, "sink_norm_ratio": config.sink_norm_ratio}
     parts = (read_documents(reader, documents[start : start + _DOCUMENTS_AT_A_TIME], **reading)
@@ -74,7 +79,9 @@ def measure(reader: Backbone, load_model: Callable[[], Any], layer: int, folder:
     found = asdict(measure_reconstruction(sae, parts))
     lost = asdict(measure_cross_entropy(load_model(), layer, sae, documents, bos=reader.bos,
                                         progress=progress, **reading))
-    return {"documents": len(documents), **_rounded(found), "cross_entropy": _rounded(lost)}
+    measured = fvu[np.isfinite(fvu)]
+    return {"documents": len(documents), **_rounded(found), "cross_entropy": _rounded(lost),
+            "document_fvu": round(float(np.median(measured)), 6) if len(measured) else None}
 
 
 def _rounded(figures: dict[str, Any]) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def test_an_sae_is_downloaded_once_and_kept_as_safetensors(hub: list[str], tmp_p
     assert {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()} == {
         "cfg.json": 0o644, "sae_weights.safetensors": 0o644}
     spec = sae.read_spec(folder)
-    assert (spec.d_in, spec.d_sae, spec.layer, spec.explained_variance) == (32, 96, 7, 0.9)
+    assert (spec.d_in, spec.d_sae, spec.layer, spec.heldout_fvu) == (32, 96, 7, 0.1)
     SAE.load_from_disk(str(folder))
     requests = len(hub)
     assert sae_registry.fetch(GPT2, tmp_path, tmp_path) == folder
