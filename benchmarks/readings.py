@@ -78,11 +78,12 @@ def _controls(backbone: Backbone, prompts: Sequence[Chat], config: FeaturesConfi
         values_TK, features_TK = (h_BTD[keep_BT] @ W_DS).topk(k, dim=-1)
         prompt_T = keep_BT.nonzero()[:, :1].expand(-1, k)
         share_TK = values_TK.clamp(min=0) / tokens_B1[prompt_T[:, 0]]
-        pooled = sp.coo_array((share_TK.flatten().cpu(), (prompt_T.flatten().cpu(), features_TK.flatten().cpu())),
-                              shape=(len(batch), d_sae)).tocsr()
-        rows.append(pooled.sqrt())
+        pooled = sp.csr_array((share_TK.flatten().cpu(), (prompt_T.flatten().cpu(), features_TK.flatten().cpu())),
+                              shape=(len(batch), d_sae))
+        pooled.data = np.sqrt(pooled.data)
+        rows.append(pooled)
         order += batch
-    return dense_ND, sp.vstack(rows, format="csr")[np.argsort(order)]
+    return dense_ND, sp.csr_array(sp.vstack(rows))[np.argsort(order)]
 
 
 def _batches(backbone: Backbone, prompts: Sequence[Chat],

@@ -149,8 +149,8 @@ def _quality(data: Path, backbone: Any, encoder: Any, config: FeaturesConfig, re
     clean = fit_rows[intact[fit_rows]]
     made = corruptions.make(chats([rows[i] for i in clean]), QualityConfig.model_fields["corruptions"].default,
                             len(clean), 0)
-    own = sp.vstack([seen.sae[clean], inputs(extract(backbone, encoder, [copy.messages for copy in made], config))],
-                    format="csr")
+    copies = extract(backbone, encoder, [copy.messages for copy in made], config)
+    own = sp.csr_array(sp.vstack([seen.sae[clean], inputs(copies)]))
     labels = np.repeat([True, False], [len(clean), len(made)])
     for name, probe in (("logistic", fit_logistic(own, labels)), ("ridge", fit_ridge(own, labels.astype(float))),
                         ("mlp", fit_mlp(own, labels, hidden=32))):
@@ -194,9 +194,8 @@ def _diversity(rows: Rows, backbone: Any, encoder: Any, config: FeaturesConfig, 
 
 def _kmeans(x: sp.csr_array, k: int, seed: int) -> np.ndarray:
     """Spherical k-means in 512 dimensions (a random projection where the matrix is wider), as for SAE features."""
-    vectors = x @ (np.random.default_rng(seed).standard_normal((x.shape[1], 512)) / 512**0.5)
-    if x.shape[1] <= 512:
-        vectors = x.toarray()
+    width = np.shape(x)[1]
+    vectors = x.toarray() if width <= 512 else x @ np.random.default_rng(seed).standard_normal((width, 512))
     vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
     kmeans = faiss.Kmeans(vectors.shape[1], k, niter=25, nredo=3, spherical=True, seed=seed + 1,
                           max_points_per_centroid=10_000)

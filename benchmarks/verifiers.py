@@ -15,13 +15,13 @@ import numpy as np
 
 from saerl_core import labels
 from saerl_core.config import PolicyConfig
-from saerl_core.prompts import read_rows
+from saerl_core.readers import read_rows
 from saerl_core.rl import verifiers
 
 
 def measure(path: Path, answer: str, pass_rate: str) -> dict[str, object]:
     """Counts of one file; a row without a pass rate counts as unlabelled."""
-    rows = [record for _, record in read_rows(path)]
+    rows = [row.record for row in read_rows([path])]
     answers = [str(row[answer]) for row in rows]
     rate = np.array([row.get(pass_rate) for row in rows], dtype=float)
     found: dict[str, object] = {"file": path.name, "rows": len(rows), "distinct_answers": len(set(answers))}

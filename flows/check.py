@@ -9,16 +9,18 @@ from typing import Any
 import polars as pl
 import torch
 
-from saerl_core import backbone, hygiene, models, prompts, sae, sources
+from saerl_core import backbone, hygiene, models, prompts, sae, sae_registry, sources
 from saerl_core.config import RunConfig, SourceConfig
 from saerl_core.errors import ConfigError
 from saerl_core.hygiene import EvaluationSet
 from saerl_core.models import ModelSpec
 from saerl_core.rl import verifiers
 from saerl_core.sae import SaeSpec
+from saerl_core.sae_training.corpus import read_corpus
 from tasks.label import api_key
 from tasks.manifest import check_batches
 from tasks.read import mark_unverifiable
+from tasks.train_sae import choose_out, choose_shape, corpus_source, training_config
 
 _SAMPLE_ROWS = 1000
 _CHARACTERS_PER_TOKEN = 3.5
@@ -43,6 +45,24 @@ def check_inputs(config: RunConfig, *, train: bool) -> None:
         raise ConfigError("data.heldout is not set: accuracy before and after training is measured on a held-out set; "
                           "set it, or run `saerl curate`")
     _check_models(config)
+
+
+def check_sae_training(config: RunConfig) -> None:
+    """What `saerl train-sae` checks before anything starts: the section, the model's shape, the first rows, the goal.
+
+    Raises:
+        SaerlError: see `check_inputs`.
+    """
+    training = training_config(config)
+    backbone.pick_device(config.features.device)
+    choose_out(config)
+    reader = models.find(config.features.model, Path(config.base))
+    if reader is not None:
+        choose_shape(config, models.read_spec(reader))
+    if training.corpus is not None:
+        read_corpus(sources.find_files(corpus_source(config), Path(config.base)), training.corpus, _SAMPLE_ROWS)
+    else:
+        _read(config, config.data, _SAMPLE_ROWS)
 
 
 def check_run(config: RunConfig) -> dict[str, Any]:
@@ -72,7 +92,7 @@ def check_run(config: RunConfig) -> dict[str, Any]:
         "prompts": {"read": table.height, "usable": usable.height, "dropped_by_reason": dict(reasons)},
         "batches_at_most": per_epoch * config.schedule.epochs,
         "reader": vars(model_spec) if model_spec else None,
-        "sae": vars(sae_spec),
+        "sae": vars(sae_spec) if sae_spec else None,
         "verifier": verifier.identity,
         "verl": verl.model_dump(mode="json"),
         "cost": _cost(config, usable, sae_spec, model_spec),
@@ -89,14 +109,16 @@ def show_check(found: dict[str, Any]) -> None:
                   f"{found['batches_at_most']} batches")
     for reason, count in counts["dropped_by_reason"].items():
         console.print(f"               {count} {reason}")
-    shape = f"layer {found['sae']['layer']} of {reader['layers']}, width {reader['d_model']}" if reader else "not here"
-    console.print(f"  [green]✓[/] reader     {shape}; {found['sae']['architecture']} SAE of {found['sae']['d_sae']}")
+    layer = f"layer {found['sae']['layer']} of " if found["sae"] else ""
+    shape = f"{layer}{reader['layers']} layers, width {reader['d_model']}" if reader else "not here"
+    of_sae = f"{found['sae']['architecture']} SAE of {found['sae']['d_sae']}" if found["sae"] else "SAE not here"
+    console.print(f"  [green]✓[/] reader     {shape}; {of_sae}")
     console.print(f"  [green]✓[/] verifier   {found['verifier']}")
     console.print(f"  [green]✓[/] verl       {found['verl']['verl']}, {found['verl']['engine']} engine")
     seconds = cost["extract_seconds"]
     how_long = f"about {_duration(seconds)} on this machine" if seconds else "time unknown"
-    console.print(f"    cost       {cost['tokens']:,} tokens to read, {how_long}; at most "
-                  f"{cost['feature_bytes'] / 1e6:,.0f} MB of features")
+    disk = f"; at most {cost['feature_bytes'] / 1e6:,.0f} MB of features" if cost["feature_bytes"] else ""
+    console.print(f"    cost       {cost['tokens']:,} tokens to read, {how_long}{disk}")
     console.print(f"               {cost['label_answers']:,} answers for labels, {cost['train_answers']:,} in training")
     for note in found["notes"]:
         console.print(f"    note       {note}", markup=False, soft_wrap=True)
@@ -106,11 +128,18 @@ def _read(config: RunConfig, source: SourceConfig, limit: int | None = None) -> 
     return prompts.read_table(sources.find_files(source, Path(config.base)), source, config.data, limit)
 
 
-def _check_models(config: RunConfig) -> tuple[SaeSpec, ModelSpec | None, list[str]]:
-    """SAE against reader; models that are named by hub id and not downloaded yet are noted, not fetched."""
+def _check_models(config: RunConfig) -> tuple[SaeSpec | None, ModelSpec | None, list[str]]:
+    """SAE against reader. What is named by hub id or registry and not downloaded yet is noted, not fetched."""
     backbone.pick_device(config.features.device)
     notes = []
-    sae_spec = sae.read_spec(config.resolve(config.features.sae))
+    sae_folder = sae_registry.find(config.features.sae, Path(config.base), config.root)
+    if sae_folder is not None:
+        sae_spec = sae.read_spec(sae_folder)
+    else:
+        entry = sae_registry.look_up(config.features.sae)
+        sae_spec = entry.spec
+        notes.append(f"features.sae is not on this machine yet; the run will download it from {entry.repository} "
+                     f"(trained on {entry.model})")
     reader = models.find(config.features.model, Path(config.base))
     policy = models.find(config.policy.model, Path(config.base))
     spec = None
@@ -119,7 +148,8 @@ def _check_models(config: RunConfig) -> tuple[SaeSpec, ModelSpec | None, list[st
                      "when it is downloaded")
     else:
         spec = models.read_spec(reader)
-        sae.choose_layer(sae_spec, spec, config.features.layer)
+        if sae_spec is not None:
+            sae.choose_layer(sae_spec, spec, config.features.layer)
     if policy is None:
         notes.append(f"policy.model {config.policy.model} is not on this machine yet; the run will download it")
     elif models.read_spec(policy).max_positions < config.policy.max_prompt_tokens + config.policy.max_response_tokens:
@@ -141,7 +171,8 @@ def _check_server(config: RunConfig) -> None:
                           f"{', '.join(served) or 'none'}")
 
 
-def _cost(config: RunConfig, usable: pl.DataFrame, sae_spec: SaeSpec, model_spec: ModelSpec | None) -> dict[str, Any]:
+def _cost(config: RunConfig, usable: pl.DataFrame, sae_spec: SaeSpec | None,
+          model_spec: ModelSpec | None) -> dict[str, Any]:
     reader = models.find(config.features.model, Path(config.base))
     sample = usable["messages"].gather_every(max(1, usable.height // 200)).to_list()
     if reader is not None and any(reader.glob("tokenizer*")):
@@ -152,17 +183,18 @@ def _cost(config: RunConfig, usable: pl.DataFrame, sae_spec: SaeSpec, model_spec
     copies = config.quality.count if config.quality.method != "none" else 0
     tokens_each = sum(min(length, config.features.max_tokens) for length in lengths) / max(len(lengths), 1)
     tokens = round(tokens_each * (usable.height + copies))
-    seconds = None
-    if model_spec is not None:
+    seconds, active = None, None
+    if model_spec is not None and sae_spec is not None:
         layer = sae.choose_layer(sae_spec, model_spec, config.features.layer)
         seconds = round(tokens * _flops_per_token(model_spec, layer, sae_spec) / _matrix_rate(config), 1)
-    active = min(sae_spec.d_sae, round(tokens_each * (sae_spec.k or sae_spec.d_sae / 50)))
+    if sae_spec is not None:
+        active = min(sae_spec.d_sae, round(tokens_each * (sae_spec.k or sae_spec.d_sae / 50)))
     labelled = min(config.labels.count, usable.height) if config.labels.source in ("rollouts", "server") else 0
     steps = min(usable.height // config.schedule.batch_size, config.schedule.steps or usable.height)
     return {
         "tokens": tokens,
         "extract_seconds": seconds,
-        "feature_bytes": usable.height * active * _BYTES_PER_ENTRY,
+        "feature_bytes": None if active is None else usable.height * active * _BYTES_PER_ENTRY,
         "label_answers": labelled * config.labels.samples,
         "train_answers": steps * config.schedule.epochs * config.schedule.batch_size * config.train.rollouts,
     }

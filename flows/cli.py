@@ -140,6 +140,32 @@ def export(
         _tell(f"wrote {out}: {rows} rows in training order")
 
 
+@app.command("train-sae")
+def train_sae(config: ConfigArgument = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Train an SAE for the reader, `features.model`, on your prompts or a corpus of yours, with sae-lens.
+
+    The section `sae_training` says how; `sae_training: {}` takes every default. The SAE is written to the folder that
+    `features.sae` (or `sae_training.out`) names, with a report page, and is measured on text that was held out:
+    explained variance, features a token, dead features, loss recovered. Run it again at any time: what was interrupted
+    goes on, what is done is not done again.
+    """
+    settings = _load(config, overrides)
+    from flows.check import check_sae_training
+    from flows.terminal import show_sae, watching
+
+    check_sae_training(settings)
+    with watching():
+        from flows.train_sae import train_sae as train_sae_flow
+
+        outcome = train_sae_flow(settings)
+    if as_json:
+        _print_json(outcome)
+    else:
+        show_sae(outcome)
+        _tell(f"report: {Path(outcome['sae']) / 'report.html'}")
+        _tell(f"sae: {outcome['sae']}")
+
+
 @manifest_app.command()
 def verify(manifest: Annotated[Path, typer.Argument(help="A manifest's folder.")], as_json: AsJson = False) -> None:
     """Check every byte of a manifest against the hashes in its header, and the header against the folder's name."""

@@ -20,8 +20,9 @@ from tasks.difficulty import difficulty
 from tasks.extract import run_extraction
 from tasks.inputs import Inputs, fingerprint
 from tasks.label import label, load_labels, load_pass_rates
+from tasks.likelihood import likelihood
 from tasks.near_duplicates import near_duplicates
-from tasks.quality import corrupt, quality
+from tasks.quality import corrupt, load_suspicion, quality, suspicion
 from tasks.read import load_usable, read
 from tasks.scores import load_scores
 
@@ -84,21 +85,33 @@ def curate(config: RunConfig) -> Curated:
                                   Path(config.base), inputs.verifier, config.labels, config.policy,
                                   describe=_labels_note)
         stages.append(entry)
-    hard, entry = run_stage(config, difficulty, root, features, labels, config.difficulty, describe=_why)
+    likelihoods = None
+    if config.difficulty.method == "nll" or config.quality.suspect_answers:
+        likelihoods, entry = run_stage(
+            config, likelihood, root, table, inputs.policy, inputs.policy_hash, config.quality.answer_format,
+            config.quality.seed, config.policy.trust_remote_code, describe=lambda _: "by the policy")
+        stages.append(entry)
+    hard, entry = run_stage(config, difficulty, root, features, table, labels, likelihoods, inputs.rewards,
+                            inputs.rewards_hash, config.difficulty, describe=_why)
     stages.append(entry)
 
     damaged, damaged_features, damaged_now = None, None, 0
-    if config.quality.method != "none":
+    if config.quality.method != "none" and config.quality.labels == "corruptions":
         damaged, entry = run_stage(config, corrupt, root, table, config.quality, config.data.instruction)
         stages.append(entry)
         damaged_features, damaged_now, entry = _extract(config, inputs, damaged, "extract damaged copies")
         stages.append(entry)
-    good, entry = run_stage(config, quality, root, features, damaged, damaged_features, config.quality,
+    good, entry = run_stage(config, quality, root, features, table, labels, damaged, damaged_features, config.quality,
                             describe=_why)
     stages.append(entry)
+    suspects = None
+    if likelihoods is not None and config.quality.suspect_answers:
+        suspects, entry = run_stage(config, suspicion, root, likelihoods, config.quality,
+                                    describe=lambda ref: load_suspicion(ref)[1]["why"])
+        stages.append(entry)
 
     made, entry = run_stage(config, manifests.manifest, root, inputs, config, table, features, clusters, labels, hard,
-                            good, manifests.curation_hash(config, inputs), describe=lambda ref: ref.path.name)
+                            good, suspects, manifests.curation_hash(config, inputs), describe=lambda ref: ref.path.name)
     stages.append(entry)
     _publish(made)
     return Curated(manifest=made, id=made.path.name, inputs=inputs, prompts_read_by_model=read_now,

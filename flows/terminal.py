@@ -50,6 +50,14 @@ def show_counts(outcome: Mapping[str, Any]) -> None:
         console.print(value, markup=False, soft_wrap=True)  # a path that is cut short cannot be copied
 
 
+def show_sae(outcome: Mapping[str, Any]) -> None:
+    """The short table at the end of an SAE's training."""
+    from saerl_core.report.sae_training import lead
+
+    console.print()
+    console.print(lead(outcome), markup=False)
+
+
 def _rows(outcome: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     prompts = outcome["prompts"]
     reasons = ", ".join(f"{reason} {count}" for reason, count in prompts["dropped_by_reason"].items())

@@ -28,6 +28,12 @@ class Backbone:
     device: torch.device
     dtype: torch.dtype
 
+    @property
+    def bos(self) -> int | None:
+        """The token id that begins a text, if the tokenizer has one."""
+        found = self.tokenizer.bos_token_id
+        return found if isinstance(found, int) else None
+
 
 class _Reached(Exception):  # noqa: N818 - a signal, not an error
     """Raised by the hook to leave the forward pass once the layer has spoken."""

@@ -215,7 +215,8 @@ class FeaturesConfig(Section):
     model: Place
     """The reader: folder or hub id of a causal LM. It need not be the policy."""
     sae: Place
-    """Folder of an SAE in sae-lens's format (`cfg.json`, `sae_weights.safetensors`)."""
+    """Folder of an SAE in sae-lens's format (`cfg.json`, `sae_weights.safetensors`), or `sae-lens:RELEASE/SAE_ID` from
+    sae-lens's registry."""
     layer: Annotated[int, Field(ge=0)] | None = None
     """Read the residual stream after this layer (0-based). Default: the layer the SAE says it was trained on."""
     max_tokens: Count = 1024
@@ -234,6 +235,69 @@ class FeaturesConfig(Section):
     """Precision of the forward pass. `auto`: bfloat16 on a GPU, float32 on a CPU."""
     trust_remote_code: bool = False
     """Run code that comes with the model. Off unless you ask for it here."""
+
+
+class CorpusConfig(Section):
+    """Text on which an SAE is trained."""
+
+    path: Place
+    """A file or folder as for `data.path`; relative to the config file."""
+    columns: Annotated[tuple[str, ...], Field(min_length=1)] = ("text",)
+    """Columns whose texts, joined by blank lines, make one document. One column may hold lists of chat messages."""
+    chat: bool = False
+    """Read each text as a user's message in the chat template, as prompts are read. False: plain text."""
+
+
+class SaeTrainingConfig(Section):
+    """`saerl train-sae`: an SAE for the reader, trained on its own residual stream. What is read and how comes from
+    `features`: the model, the template, the token limit, the mask of sinks."""
+
+    architecture: Literal["topk", "batchtopk", "jumprelu"] = "topk"
+    """`topk`: k features on every token. `batchtopk`: k on average over a batch. `jumprelu`: learned thresholds, drawn
+    towards k on average."""
+    layer: Annotated[int, Field(ge=0)] | None = None
+    """The residual stream after this layer (0-based). Default: `features.layer`, else the middle one."""
+    expansion: Count = 16
+    """Features per dimension of the residual stream."""
+    d_sae: Count | None = None
+    """Number of features. Default: `expansion` times the width of the residual stream."""
+    k: Count = 32
+    """Features that fire on a token."""
+    tokens: Count = 20_000_000
+    """Tokens to train on; a smaller corpus is read several times, a larger one in part."""
+    batch_tokens: Count = 4096
+    """Tokens per step."""
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-4
+    """Adam's learning rate."""
+    warmup: Share = 0.05
+    """Share of the steps over which the learning rate rises."""
+    decay: Share = 0.2
+    """Share of the steps, at the end, over which it falls to zero."""
+    buffer_tokens: Count = 262_144
+    """Activations that are held and mixed at a time. Each takes four bytes a dimension in float32."""
+    corpus: CorpusConfig | None = None
+    """What to read. Default: the usable prompts of `data`."""
+    heldout_tokens: Count = 100_000
+    """Tokens of documents that are left out of training, at most a tenth of the corpus, to measure on."""
+    save_every: Annotated[Count, INCIDENTAL] = 500
+    """Steps between checkpoints."""
+    out: Annotated[str | None, INCIDENTAL] = None
+    """Folder for the SAE; relative to the config file. Default: what `features.sae` names."""
+    seed: int = 0
+    """Seed of the weights, of the held-out documents, and of the order."""
+
+    @model_validator(mode="after")
+    def _amounts_fit(self) -> Self:
+        if self.tokens < self.batch_tokens:
+            raise ValueError(f"sae_training.tokens ({self.tokens}) is less than one sae_training.batch_tokens "
+                             f"({self.batch_tokens})")
+        if self.buffer_tokens < 2 * self.batch_tokens:
+            raise ValueError(f"sae_training.buffer_tokens ({self.buffer_tokens}) must hold at least two "
+                             f"sae_training.batch_tokens ({self.batch_tokens}), or nothing is mixed")
+        if self.warmup + self.decay > 1:
+            raise ValueError(f"sae_training.warmup ({self.warmup}) and sae_training.decay ({self.decay}) exceed the "
+                             "whole training")
+        return self
 
 
 class ClustersConfig(Section):
@@ -296,9 +360,10 @@ class LabelsConfig(Section):
     """Sampling temperature."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Only the most likely tokens that hold this share of the probability."""
-    doubt_agreement: Share | None = 0.5
+    doubt_agreement: Share | None = None
     """A measured pass rate of 0 is doubtful where at least this share of the answers, and two of them, agree on one
-    that the key calls wrong: a sign of a wrong key, or of a policy with a firm misconception. `null`: never."""
+    that the key calls wrong (0.5 is a start): a sign of a wrong key, or of a policy with a firm misconception, and in
+    the toy far more often the latter (docs/LOG.md). `null`: never."""
     drop_doubtful: bool = False
     """Leave out prompts whose label is doubtful: a pass rate of 0 that may be the grader's failure. Either way such a
     label teaches the difficulty proxy nothing."""
@@ -506,6 +571,8 @@ class RunConfig(Section):
     policy: PolicyConfig
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    sae_training: SaeTrainingConfig | None = None
+    """Used by `saerl train-sae` only."""
     base: Place = "."
     """Folder to which relative paths refer. Set by the reader of the file; rarely by hand."""
 
@@ -532,6 +599,14 @@ class RunConfig(Section):
                              "name the column, or set labels.source: rollouts")
         if self.labels.source == "server" and self.labels.server is None:
             raise ValueError("labels.source is 'server' but labels.server is not set: give its url and model")
+        return self
+
+    @model_validator(mode="after")
+    def _one_layer(self) -> Self:
+        training = self.sae_training
+        if training and None not in (training.layer, self.features.layer) and training.layer != self.features.layer:
+            raise ValueError(f"sae_training.layer ({training.layer}) and features.layer ({self.features.layer}) "
+                             "differ: the SAE is trained on the layer that is read")
         return self
 
     def resolve(self, name: str) -> Path:

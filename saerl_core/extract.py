@@ -1,6 +1,7 @@
 """Prompts → pooled sparse feature rows: one truncated forward pass, encode, pool by prompt, only sparse rows leave.
 
-Legend: B prompts in a batch, T tokens (padded), D residual width, N features that fire, over all tokens.
+Legend: B prompts in a batch, T tokens (padded), D residual width, N features that fire, over all tokens, M tokens whose
+reconstruction is measured.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ from saerl_core.backbone import Backbone
 from saerl_core.config import FeaturesConfig
 from saerl_core.features import FeatureRows, concatenate, take
 from saerl_core.models import render
-from saerl_core.sae import Encode, load_encoder
+from saerl_core.sae import Entries, Sae, load_sae
+
+FVU_TOKENS = 16
+"""Most tokens of a prompt on which the SAE's reconstruction is measured: enough for the health of a data set."""
 
 
-def load_reader(model: Path, sae: Path, layer: int, config: FeaturesConfig) -> tuple[Backbone, Encode]:
-    """Load the two halves of a reader: the truncated model and the SAE's encoder.
+def load_reader(model: Path, sae: Path, layer: int, config: FeaturesConfig) -> tuple[Backbone, Sae]:
+    """Load the two halves of a reader: the truncated model and the SAE.
 
     Raises:
         ModelError: either cannot be loaded.
@@ -28,7 +32,7 @@ def load_reader(model: Path, sae: Path, layer: int, config: FeaturesConfig) -> t
     device = backbones.pick_device(config.device)
     dtype = backbones.pick_dtype(config.dtype, device)
     backbone = backbones.load_backbone(model, layer, device, dtype, trust_remote_code=config.trust_remote_code)
-    return backbone, load_encoder(sae, device, dtype)
+    return backbone, load_sae(sae, device, dtype)
 
 
 def extraction_parameters(config: FeaturesConfig, layer: int) -> dict[str, object]:
@@ -43,24 +47,28 @@ def extraction_parameters(config: FeaturesConfig, layer: int) -> dict[str, objec
     }
 
 
-@torch.inference_mode()
-def extract(backbone: Backbone, encode: Encode, d_sae: int, prompts: Sequence[list[dict[str, str]]],
+def extract(backbone: Backbone, sae: Sae, prompts: Sequence[list[dict[str, str]]],
             config: FeaturesConfig) -> FeatureRows:
     """Feature rows of prompts, in the order given.
 
     Args:
         backbone: The truncated reader.
-        encode: The SAE's encoder.
-        d_sae: Number of SAE features.
+        sae: From `load_reader`.
         prompts: Chat messages, one list a prompt.
         config: Token limit, template, batch budget, sink mask.
     """
     ids = [render(backbone.tokenizer, messages, chat_template=config.chat_template) for messages in prompts]
+    return extract_tokens(backbone, sae, ids, config)
+
+
+@torch.inference_mode()
+def extract_tokens(backbone: Backbone, sae: Sae, ids: Sequence[list[int]], config: FeaturesConfig) -> FeatureRows:
+    """The same for prompts that are token ids already."""
     cut = np.array([max(0, len(row) - config.max_tokens) for row in ids], dtype=np.int32)
     ids = [row[: config.max_tokens] for row in ids]
     batches = batch_by_length([len(row) for row in ids], config.tokens_per_batch)
-    parts = [_extract_batch(backbone, encode, d_sae, [ids[i] for i in batch], config.sink_norm_ratio)
-             for batch in batches]
+    frame = _frame(backbone, chat_template=config.chat_template)
+    parts = [_extract_batch(backbone, sae, [ids[i] for i in batch], frame, config.sink_norm_ratio) for batch in batches]
     position = np.argsort([i for batch in batches for i in batch])
     rows = take(concatenate(parts), position)
     return FeatureRows(**{**vars(rows), "cut": cut})
@@ -84,35 +92,85 @@ def batch_by_length(lengths: Sequence[int], budget: int) -> list[list[int]]:
     return batches
 
 
-def _extract_batch(backbone: Backbone, encode: Encode, d_sae: int, ids: list[list[int]],
+def _frame(backbone: Backbone, *, chat_template: bool) -> tuple[int, int]:
+    """How many tokens the template puts before and after every message, whatever it says."""
+    one, other = (render(backbone.tokenizer, [{"role": "user", "content": text}], chat_template=chat_template)
+                  for text in ("a", "7 b"))
+    return _common(one, other), _common(one[::-1], other[::-1])
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """Length of the common beginning."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+def _extract_batch(backbone: Backbone, sae: Sae, ids: list[list[int]], frame: tuple[int, int],
                    sink_norm_ratio: float) -> FeatureRows:
+    ids_BT, real_BT = pad(ids, backbone.device)
+    h_BTD = backbones.residual_stream(backbone, ids_BT)
+    keep_BT = pooled_tokens(h_BTD, ids_BT, real_BT, backbone.bos, sink_norm_ratio)
+    h_TD, prompt_T, tokens_B = h_BTD[keep_BT], keep_BT.nonzero()[:, 0], keep_BT.sum(1)
+    entries = sae.encode(h_TD)
+    values_N, token_N, feature_N = entries
+    place_BT, behind_BT = real_BT.cumsum(1) - 1, real_BT.flip(1).cumsum(1).flip(1)
+    content_BT = (place_BT >= frame[0]) & (behind_BT > frame[1])
+    fvu_B = _fvu(sae, h_TD, prompt_T, content_BT[keep_BT], entries, len(ids))
+    return _pool(values_N, prompt_T[token_N], feature_N, tokens_B, (real_BT & ~keep_BT).sum(1), fvu_B, sae.d_sae)
+
+
+def pad(ids: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """(ids_BT, padded on the right; real_BT, true where a token is no padding)."""
     lengths_B = torch.tensor([len(row) for row in ids])
     ids_BT = torch.zeros(len(ids), max(1, int(lengths_B.max())), dtype=torch.long)
     for row, tokens in enumerate(ids):
         ids_BT[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.long)
-    ids_BT, lengths_B = ids_BT.to(backbone.device), lengths_B.to(backbone.device)
-    real_BT = torch.arange(ids_BT.shape[1], device=backbone.device) < lengths_B[:, None]
-    h_BTD = backbones.residual_stream(backbone, ids_BT)
-    keep_BT = real_BT & ~_sinks(h_BTD, real_BT, sink_norm_ratio)
-    if (bos := backbone.tokenizer.bos_token_id) is not None:
-        keep_BT &= ids_BT != bos
-    prompt_T = keep_BT.nonzero()[:, 0]
-    values_N, token_N, feature_N = encode(h_BTD[keep_BT])
-    tokens_B = keep_BT.sum(1)
-    return _pool(values_N, prompt_T[token_N], feature_N, tokens_B, (real_BT & ~keep_BT).sum(1), d_sae)
+    return ids_BT.to(device), (torch.arange(ids_BT.shape[1]) < lengths_B[:, None]).to(device)
 
 
-def _sinks(h_BTD: torch.Tensor, real_BT: torch.Tensor, ratio: float) -> torch.Tensor:
-    """Attention sinks: tokens whose residual norm exceeds `ratio` times their own prompt's median.
+def pooled_tokens(h_BTD: torch.Tensor, ids_BT: torch.Tensor, real_BT: torch.Tensor, bos: int | None,
+                  sink_norm_ratio: float) -> torch.Tensor:
+    """bool [B, T]: the tokens that count, which is all but padding, BOS and attention sinks.
 
-    The median is the prompt's, not the batch's, so that a row does not depend on its neighbours in the batch.
+    A sink is a token whose residual norm exceeds `sink_norm_ratio` times its own prompt's median.
     """
     norm_BT = h_BTD.float().norm(dim=-1).masked_fill(~real_BT, float("nan"))
-    return norm_BT > ratio * norm_BT.nanmedian(dim=1, keepdim=True).values
+    sink_BT = norm_BT > sink_norm_ratio * norm_BT.nanmedian(dim=1, keepdim=True).values
+    keep_BT = real_BT & ~sink_BT
+    return keep_BT if bos is None else keep_BT & (ids_BT != bos)
+
+
+def _fvu(sae: Sae, h_TD: torch.Tensor, prompt_T: torch.Tensor, content_T: torch.Tensor, entries: Entries,
+         prompts: int) -> torch.Tensor:
+    """Fraction of variance unexplained (FVU), [B]: the reconstruction's squared error over the distance to the mean.
+
+    Measured on at most `FVU_TOKENS` of each prompt's own words, evenly spaced: what the template adds is the same in
+    every prompt, often far from all words, and would hide how well the words are read. The mean is that of the
+    prompt's sampled tokens, so the figure, like the rest of the row, depends on nothing but the prompt. NaN where fewer
+    than two tokens are left, or the SAE cannot decode.
+    """
+    if sae.decode is None:
+        return torch.full((prompts,), float("nan"))
+    length_B = torch.bincount(prompt_T[content_T], minlength=prompts)
+    rank_T = content_T.cumsum(0) - 1 - (length_B.cumsum(0) - length_B)[prompt_T]
+    length_T = length_B[prompt_T].clamp(min=1)
+    sampled_T = content_T & ((rank_T + 1) * FVU_TOKENS // length_T > rank_T * FVU_TOKENS // length_T)
+    values_N, token_N, feature_N = entries
+    sampled_N = sampled_T[token_N]
+    position_T = sampled_T.cumsum(0) - 1
+    x_MD, prompt_M = h_TD[sampled_T].float(), prompt_T[sampled_T]
+    found_MD = sae.decode((values_N[sampled_N], position_T[token_N[sampled_N]], feature_N[sampled_N]), len(x_MD))
+
+    def per_prompt(of_M: torch.Tensor) -> torch.Tensor:
+        return of_M.new_zeros(prompts, *of_M.shape[1:]).index_add_(0, prompt_M, of_M)
+
+    mean_BD = per_prompt(x_MD) / length_B.clamp(1, FVU_TOKENS)[:, None]
+    error_B = per_prompt((x_MD - found_MD.float()).square().sum(1))
+    variance_B = per_prompt((x_MD - mean_BD[prompt_M]).square().sum(1))
+    return torch.where(length_B > 1, error_B / variance_B, float("nan"))
 
 
 def _pool(values_N: torch.Tensor, prompt_N: torch.Tensor, feature_N: torch.Tensor, tokens_B: torch.Tensor,
-          masked_B: torch.Tensor, d_sae: int) -> FeatureRows:
+          masked_B: torch.Tensor, fvu_B: torch.Tensor, d_sae: int) -> FeatureRows:
     """Sum and maximum per (prompt, feature) pair, without a dense [B, d_sae] matrix."""
     pair_M, where_N = torch.unique(prompt_N * d_sae + feature_N, return_inverse=True)
     sum_M = torch.zeros(len(pair_M), device=values_N.device).index_add_(0, where_N, values_N)
@@ -128,5 +186,6 @@ def _pool(values_N: torch.Tensor, prompt_N: torch.Tensor, feature_N: torch.Tenso
         tokens=tokens_B.to(torch.int32).cpu().numpy(),
         masked=masked_B.to(torch.int32).cpu().numpy(),
         cut=np.zeros(len(tokens_B), dtype=np.int32),
+        fvu=fvu_B.to(torch.float32).cpu().numpy(),
         d_sae=d_sae,
     )

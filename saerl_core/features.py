@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +23,13 @@ from saerl_core.artifact import ArtifactRef, file_hash, write_file
 from saerl_core.errors import ArtifactError
 from saerl_core.hashing import hash_value
 
-VERSION = 1
+VERSION = 2
 _KEY_BYTES = 16
+_QUARTILES = (0, 0.25, 0.5, 0.75, 1)
+_FVU_LIMIT = 0.2
+"""A prompt of which more is unexplained counts as far from what the SAE was trained on, unless the SAE is coarse."""
+_FAR_SHARE = 0.1
+"""A warning is due where more of the prompts than this are far from what the SAE reconstructs."""
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +55,9 @@ class FeatureRows:
     """int32 [n], tokens masked as BOS or attention sink"""
     cut: np.ndarray
     """int32 [n], tokens beyond `features.max_tokens`, which were not read"""
+    fvu: np.ndarray
+    """float32 [n], fraction of variance unexplained: the share of the prompt's residual variance that the SAE's
+    reconstruction misses; NaN where it cannot be told"""
     d_sae: int
 
     def __len__(self) -> int:
@@ -79,7 +87,7 @@ def take(rows: FeatureRows, order: Sequence[int] | np.ndarray) -> FeatureRows:
     indptr = np.concatenate([[0], np.cumsum(lengths)])
     entries = np.repeat(rows.indptr[order] - indptr[:-1], lengths) + np.arange(indptr[-1])
     return FeatureRows(indptr, rows.indices[entries], rows.mean[entries], rows.max[entries], rows.tokens[order],
-                       rows.masked[order], rows.cut[order], rows.d_sae)
+                       rows.masked[order], rows.cut[order], rows.fvu[order], rows.d_sae)
 
 
 def concatenate(parts: Sequence[FeatureRows]) -> FeatureRows:
@@ -176,39 +184,76 @@ class Health:
     """Share of all features that fire on at least one prompt."""
     active_quantiles: tuple[float, float, float, float, float]
     """Active features per prompt: minimum, quartiles, maximum."""
+    active_histogram: dict[str, list[int]]
+    """Active features per prompt: `edges` (one more than) `counts`."""
     ubiquitous_share: float
     """Share of the firing features that fire on over 90% of the prompts."""
+    fvu_prompts: int
+    """Prompts whose reconstruction was measured."""
+    fvu_quantiles: tuple[float, ...]
+    """Fraction of variance unexplained per prompt: minimum, quartiles, maximum; empty where none was measured."""
+    fvu_limit: float
+    """A prompt above this is far from what the SAE reconstructs well."""
+    far_share: float
+    """Share of the measured prompts above the limit."""
     warnings: tuple[str, ...]
 
 
-def health(rows: FeatureRows) -> Health:
-    """Health figures of a data set under an SAE, with a warning where the SAE looks collapsed."""
+def health(rows: FeatureRows, heldout_fvu: float | None = None) -> Health:
+    """Health figures of a data set under an SAE, with a warning where the SAE looks collapsed, or the prompts far.
+
+    Args:
+        rows: The data set's features.
+        heldout_fvu: What the SAE leaves unexplained of text like that which it was trained on, if it says so: one that
+            leaves much is held to twice that.
+    """
     active = rows.active()
     document_frequency = np.bincount(rows.indices, minlength=rows.d_sae)
     firing = document_frequency > 0
     read = int(rows.tokens.sum() + rows.masked.sum())
+    fvu = rows.fvu[np.isfinite(rows.fvu)]
+    fvu_limit = _round(max(_FVU_LIMIT, 2 * (heldout_fvu or 0)))
     figures = Health(
         prompts=len(rows),
         tokens=int(rows.tokens.sum()),
         masked_share=_round(rows.masked.sum() / max(read, 1)),
         cut_prompts=int((rows.cut > 0).sum()),
         firing_share=_round(firing.mean()),
-        active_quantiles=tuple(_round(q) for q in np.quantile(active, [0, 0.25, 0.5, 0.75, 1])),  # type: ignore[arg-type]
+        active_quantiles=tuple(_round(q) for q in np.quantile(active, _QUARTILES)),  # type: ignore[arg-type]
+        active_histogram=_histogram(active),
         ubiquitous_share=_round((document_frequency[firing] > 0.9 * len(rows)).mean() if firing.any() else 0.0),
+        fvu_prompts=len(fvu),
+        fvu_quantiles=tuple(_round(q) for q in np.quantile(fvu, _QUARTILES)) if len(fvu) else (),
+        fvu_limit=fvu_limit,
+        far_share=_round((fvu > fvu_limit).mean() if len(fvu) else 0.0),
         warnings=(),
     )
-    warnings = []
+    return replace(figures, warnings=tuple(_warnings(figures, int((active == 0).sum()))))
+
+
+def _warnings(figures: Health, empty: int) -> Iterator[str]:
     if figures.firing_share < 0.02:
-        warnings.append(f"only {figures.firing_share:.1%} of the SAE's features ever fire: it looks collapsed, or was "
-                        "trained on another layer")
+        yield (f"only {figures.firing_share:.1%} of the SAE's features ever fire: it looks collapsed, or was trained "
+               "on another layer")
     if figures.ubiquitous_share > 0.5:
-        warnings.append(f"{figures.ubiquitous_share:.0%} of the firing features fire on nearly every prompt: the SAE "
-                        "hardly tells these prompts apart")
-    if empty := int((active == 0).sum()):
-        warnings.append(f"{empty} prompts fire no feature at all")
+        yield (f"{figures.ubiquitous_share:.0%} of the firing features fire on nearly every prompt: the SAE hardly "
+               "tells these prompts apart")
+    if figures.far_share > _FAR_SHARE:
+        yield (f"the SAE leaves over {figures.fvu_limit:.0%} of the residual variance unexplained in "
+               f"{figures.far_share:.0%} of the prompts (median {figures.fvu_quantiles[2]:.0%}): they are far from "
+               "what it was trained on, or it is coarse; `saerl train-sae` trains one on your prompts")
+    if empty:
+        yield f"{empty} prompts fire no feature at all"
     if figures.cut_prompts:
-        warnings.append(f"{figures.cut_prompts} prompts are longer than features.max_tokens and were read in part")
-    return Health(**{**vars(figures), "warnings": tuple(warnings)})
+        yield f"{figures.cut_prompts} prompts are longer than features.max_tokens and were read in part"
+
+
+def _histogram(active: np.ndarray) -> dict[str, list[int]]:
+    """About 20 bins of equal, whole width."""
+    low, high = int(active.min()), int(active.max())
+    width = -(-(high - low + 1) // 20)
+    edges = np.arange(low, high + width + 1, width)
+    return {"edges": edges.tolist(), "counts": np.histogram(active, edges)[0].tolist()}
 
 
 def _round(value: float) -> float:

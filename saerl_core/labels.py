@@ -11,18 +11,15 @@ label is doubtful, and nothing is learned from it.
 from __future__ import annotations
 
 import hashlib
-import io
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import polars as pl
 from scipy.stats import rankdata
 
-from saerl_core.artifact import write_file
-from saerl_core.hashing import hash_file, hash_value
+from saerl_core.hashing import hash_value
 
 VERSION = 2
 
@@ -155,25 +152,3 @@ def store_name(source: str, sampling: dict[str, object]) -> str:
         sampling: JSON-able values: everything that the answers and their verdicts depend on.
     """
     return f"{source[:12]}-{hash_value({'version': VERSION, **sampling})[:12]}"
-
-
-def read_store(store: Path) -> pl.DataFrame:
-    """What has been measured so far, a frame of `MEASURED`, each key once.
-
-    A damaged segment is removed: its prompts will be labelled again.
-    """
-    frames = [pl.DataFrame(schema=MEASURED)]
-    for segment in sorted(store.glob("*.parquet")):
-        if hash_file(segment) != segment.stem:
-            segment.unlink()
-            continue
-        frames.append(pl.read_parquet(segment))
-    return pl.concat(frames).unique("key", keep="first", maintain_order=True)
-
-
-def write_store(store: Path, measured: pl.DataFrame) -> None:
-    """Add what was measured as one immutable segment."""
-    buffer = io.BytesIO()
-    measured.write_parquet(buffer)
-    data = buffer.getvalue()
-    write_file(store / f"{hashlib.sha256(data).hexdigest()}.parquet", data)

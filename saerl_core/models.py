@@ -28,6 +28,8 @@ UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportErro
 class ModelSpec:
     """A causal LM's shape, from its `config.json`."""
 
+    architecture: str
+    """The class that it was saved from."""
     layers: int
     d_model: int
     max_positions: int
@@ -87,6 +89,7 @@ def read_spec(folder: Path) -> ModelSpec:
     text = config.get("text_config", config)  # multimodal configurations nest the language model
     try:
         return ModelSpec(
+            architecture=str((config.get("architectures") or ["unknown"])[0]),
             layers=int(text["num_hidden_layers"]),
             d_model=int(text["hidden_size"]),
             max_positions=int(text["max_position_embeddings"]),

@@ -48,7 +48,7 @@ class Probe:
             x: [n, d], columns as in the matrix that the probe was fitted on.
         """
         (first, bias), *rest = self.layers
-        spread = np.zeros((x.shape[1], first.shape[1]))
+        spread = np.zeros((np.shape(x)[1], first.shape[1]))
         spread[self.columns] = first
         out = x @ spread + bias
         for weights, bias in rest:
@@ -77,7 +77,7 @@ def fit_ridge(x: sp.csr_array, target: np.ndarray, *, min_rows_per_feature: int 
     columns, scale, x = _design(x, min_rows_per_feature)
     if not len(columns) or np.ptp(target) == 0:
         return _constant(target)
-    length = float(np.asarray(x.multiply(x).sum(axis=1)).mean())
+    length = float((x.data**2).sum()) / len(target)
     chosen = np.sort(np.random.default_rng(seed).permutation(len(target))[:_RIDGE_SELECTION_ROWS])
     search = RidgeCV(alphas=length * _RIDGE_PENALTIES).fit(x[chosen], target[chosen])
     model = Ridge(alpha=float(search.alpha_), solver="sparse_cg", tol=1e-6).fit(x, target)

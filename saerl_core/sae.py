@@ -1,10 +1,11 @@
 """An SAE on disk → a checked encoder.
 
 The shape comes from `cfg.json` alone, so that a misfit shows in milliseconds. The weights come through sae-lens,
-which knows every version of the format. TopK SAEs are then encoded without ever making the dense [T, S] matrix of
-activations; all other architectures go through sae-lens's own `encode`.
+which knows every version of the format. TopK, JumpReLU and ReLU SAEs are then encoded here, all other architectures by
+sae-lens's own `encode`; a chunk of tokens at a time, and only what fires leaves the chunk.
 
-Legend: T tokens, D residual width (d_in), S features (d_sae), K active features per token.
+Legend: T tokens, D residual width (d_in), S features (d_sae), K active features per token, N features that fire, over
+all tokens.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,11 +23,18 @@ from saerl_core.errors import ConfigError, ModelError
 from saerl_core.hashing import hash_files
 from saerl_core.models import UNREADABLE, ModelSpec
 
-_FILES = ("cfg.json", "sae_weights.safetensors")
+SAE_FILES = ("cfg.json", "sae_weights.safetensors")
 _RESIDUAL_HOOK = re.compile(r"^blocks\.(\d+)\.hook_resid_(pre|post)$")
 
-Encode = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
-"""h_TD → (values, token, feature), each of length nnz: the features that fire, in no particular order."""
+Entries = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""(values_N, token_N, feature_N): the features that fire on some tokens, tokens ascending."""
+Encode = Callable[[torch.Tensor], Entries]
+"""h_TD → what fires."""
+Decode = Callable[[Entries, int], torch.Tensor]
+"""(what fires, T) → the reconstruction of h_TD, without ever making the dense [T, S] matrix."""
+
+_CHUNK_ELEMENTS = 1 << 26
+"""Most pre-activations in memory at a time: 256 MiB in float32."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,9 @@ class SaeSpec:
     """Features that fire on a token, where the architecture fixes that."""
     layer: int | None
     """The SAE reads the residual stream after this layer; None where the file does not say."""
+    heldout_fvu: float | None
+    """Fraction of variance that it leaves unexplained of text like its training text, in the median document; None
+    where the file does not say."""
 
 
 def read_spec(folder: Path) -> SaeSpec:
@@ -48,11 +60,24 @@ def read_spec(folder: Path) -> SaeSpec:
         ModelError: a file is missing or broken, or the SAE does not read the residual stream.
     """
     path = folder / "cfg.json"
-    for name in _FILES:
+    for name in SAE_FILES:
         if not (folder / name).is_file():
-            raise ModelError(f"{folder}: no SAE in sae-lens's format there (no {name})")
+            raise ModelError(f"{folder}: no SAE in sae-lens's format there (no {name}); to train one there, run "
+                             "`saerl train-sae` with this config")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: not an SAE configuration: {type(error).__name__}: {error}") from error
+    return parse_spec(config, str(path))
+
+
+def parse_spec(config: dict[str, Any], where: str) -> SaeSpec:
+    """Shape of an SAE, from what sae-lens calls its configuration.
+
+    Raises:
+        ModelError: a number is missing, or the SAE does not read the residual stream.
+    """
+    try:
         metadata = config.get("metadata") or {}
         hook = metadata.get("hook_name") or config.get("hook_name")
         spec = SaeSpec(
@@ -61,11 +86,12 @@ def read_spec(folder: Path) -> SaeSpec:
             d_sae=int(config["d_sae"]),
             k=int(config["k"]) if config.get("k") else None,
             layer=_layer(hook),
+            heldout_fvu=metadata.get("heldout_fvu"),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{path}: not an SAE configuration: {type(error).__name__}: {error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{where}: not an SAE configuration: {type(error).__name__}: {error}") from error
     if hook and spec.layer is None:
-        raise ModelError(f"{path}: the SAE was trained on {hook!r}; SAERL reads the residual stream "
+        raise ModelError(f"{where}: the SAE was trained on {hook!r}; SAERL reads the residual stream "
                          "(blocks.N.hook_resid_post)")
     return spec
 
@@ -100,52 +126,111 @@ def choose_layer(sae: SaeSpec, model: ModelSpec, asked: int | None) -> int:
     return layer
 
 
+def tidy(weights: Path, config: Path) -> None:
+    """Make what sae-lens has written readable to all and, its keys sorted, the same from process to process."""
+    config.write_text(json.dumps(json.loads(config.read_text()), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    for path in (weights, config):
+        path.chmod(0o644)
+
+
 def sae_hash(folder: Path) -> str:
     """Content hash of an SAE: configuration and weights."""
-    return hash_files(folder, (folder / name for name in _FILES))
+    return hash_files(folder, (folder / name for name in SAE_FILES))
 
 
-def load_encoder(folder: Path, device: torch.device, dtype: torch.dtype) -> Encode:
-    """Load an SAE and give its encoder.
+@dataclass(frozen=True)
+class Sae:
+    """An SAE on its device."""
+
+    encode: Encode
+    decode: Decode | None
+    """None where what is decoded depends on more than the features: the input was normalised token by token."""
+    d_sae: int
+
+
+def load_sae(folder: Path, device: torch.device, dtype: torch.dtype) -> Sae:
+    """Load an SAE for reading.
 
     Raises:
-        ModelError: sae-lens cannot read it.
+        ModelError: sae-lens cannot read it, or it does not encode each token by itself.
     """
-    from sae_lens import SAE, TopKSAE
+    from sae_lens import SAE, GatedSAE, JumpReLUSAE, StandardSAE, TopKSAE
 
     try:
         sae = SAE.load_from_disk(str(folder), device=str(device))
     except UNREADABLE as error:
         raise ModelError(f"{folder}: sae-lens cannot load it: {' '.join(str(error).split())[:200]}") from error
-    sae = sae.to(device=device, dtype=dtype).eval()
-    if isinstance(sae, TopKSAE) and sae.cfg.normalize_activations == "none":
-        return _topk_encode(sae.W_enc, sae.b_enc, sae.b_dec * sae.cfg.apply_b_dec_to_input,
-                            sae.W_dec.norm(dim=-1) if sae.cfg.rescale_acts_by_decoder_norm else None, sae.cfg.k)
-    return _dense_encode(sae.encode)
+    if sae.cfg.architecture() == "temporal":
+        raise ModelError(f"{folder}: a temporal SAE encodes whole sequences; SAERL reads token by token")
+    sae = sae.to(device=device, dtype=dtype).eval().requires_grad_(False)
+    plain = sae.cfg.normalize_activations in ("none", "expected_average_only_in")  # the latter is folded, or absent
+    chunk = max(1, _CHUNK_ELEMENTS // sae.cfg.d_sae)
+    if isinstance(sae, TopKSAE) and plain:
+        norm_S = sae.W_dec.norm(dim=-1) if sae.cfg.rescale_acts_by_decoder_norm else torch.ones_like(sae.b_enc)
+        fire = _top_k(*_encoder_matrix(sae, norm_S), sae.cfg.k)
+        decode = _decode(sae.W_dec / norm_S[:, None], sae.b_dec)
+    elif isinstance(sae, StandardSAE | JumpReLUSAE) and plain:
+        threshold_S = sae.threshold.clamp(min=0) if isinstance(sae, JumpReLUSAE) else torch.zeros_like(sae.b_enc)
+        fire = _above(*_encoder_matrix(sae, torch.ones_like(sae.b_enc)), threshold_S)
+        decode = _decode(sae.W_dec, sae.b_dec)
+    else:
+        fire = _dense(sae.encode)
+        decode = _decode(sae.W_dec, sae.b_dec) if plain and isinstance(sae, GatedSAE) else None
+    return Sae(_in_chunks(fire, chunk), decode, sae.cfg.d_sae)
 
 
-def _topk_encode(W_enc_DS: torch.Tensor, b_enc_S: torch.Tensor, b_in_D: torch.Tensor,
-                 scale_S: torch.Tensor | None, k: int) -> Encode:
-    bias_S = b_enc_S - b_in_D @ W_enc_DS
-    W_DS = W_enc_DS
-    if scale_S is not None:
-        W_DS, bias_S = W_enc_DS * scale_S, bias_S * scale_S
-    W_DS, bias_S = W_DS.detach().contiguous(), bias_S.detach()
+def _encoder_matrix(sae: Any, scale_S: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(W_DS, bias_S) with the input's bias and the decoder's norms folded in."""
+    bias_S = sae.b_enc - (sae.b_dec * sae.cfg.apply_b_dec_to_input) @ sae.W_enc
+    return (sae.W_enc * scale_S).contiguous(), bias_S * scale_S
 
-    def encode(h_TD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        pre_TS = torch.addmm(bias_S, h_TD.to(W_DS.dtype), W_DS)
-        values_TK, features_TK = pre_TS.topk(k, dim=-1, sorted=False)
+
+def _top_k(W_DS: torch.Tensor, bias_S: torch.Tensor, k: int) -> Encode:
+    def encode(h_TD: torch.Tensor) -> Entries:
+        values_TK, features_TK = torch.addmm(bias_S, h_TD.to(W_DS.dtype), W_DS).topk(k, dim=-1, sorted=False)
         fires_TK = values_TK > 0
-        token_N = fires_TK.nonzero()[:, 0]
-        return values_TK[fires_TK].float(), token_N, features_TK[fires_TK]
+        return values_TK[fires_TK].float(), fires_TK.nonzero()[:, 0], features_TK[fires_TK]
 
     return encode
 
 
-def _dense_encode(dense: Callable[[torch.Tensor], torch.Tensor]) -> Encode:
-    def encode(h_TD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _above(W_DS: torch.Tensor, bias_S: torch.Tensor, threshold_S: torch.Tensor) -> Encode:
+    def encode(h_TD: torch.Tensor) -> Entries:
+        pre_TS = torch.addmm(bias_S, h_TD.to(W_DS.dtype), W_DS)
+        token_N, feature_N = (pre_TS > threshold_S).nonzero(as_tuple=True)
+        return pre_TS[token_N, feature_N].float(), token_N, feature_N
+
+    return encode
+
+
+def _dense(dense: Callable[[torch.Tensor], torch.Tensor]) -> Encode:
+    def encode(h_TD: torch.Tensor) -> Entries:
         acts_TS = dense(h_TD)
         token_N, feature_N = acts_TS.nonzero(as_tuple=True)
         return acts_TS[token_N, feature_N].float(), token_N, feature_N
 
     return encode
+
+
+def _in_chunks(encode: Encode, chunk: int) -> Encode:
+    """The same entries, with never more than `chunk` tokens' dense activations in memory."""
+
+    def chunked(h_TD: torch.Tensor) -> Entries:
+        if len(h_TD) <= chunk:
+            return encode(h_TD)
+        parts = [encode(h_TD[start : start + chunk]) for start in range(0, len(h_TD), chunk)]
+        values, tokens, features = zip(*parts, strict=True)
+        shifted = [token_N + number * chunk for number, token_N in enumerate(tokens)]
+        return torch.cat(values), torch.cat(shifted), torch.cat(features)
+
+    return chunked
+
+
+def _decode(W_SD: torch.Tensor, b_D: torch.Tensor) -> Decode:
+    def decode(entries: Entries, tokens: int) -> torch.Tensor:
+        values_N, token_N, feature_N = entries
+        starts_T = torch.searchsorted(token_N, torch.arange(tokens, device=token_N.device))
+        return b_D + torch.nn.functional.embedding_bag(feature_N, W_SD, starts_T, mode="sum",
+                                                       per_sample_weights=values_N.to(W_SD.dtype))
+
+    return decode

@@ -8,13 +8,13 @@ from pathlib import Path
 import polars as pl
 from pydantic import BaseModel
 
-from saerl_core import artifact, features
+from saerl_core import artifact, features, sae
 from saerl_core.artifact import ArtifactRef
 from saerl_core.backbone import Backbone
 from saerl_core.config import FeaturesConfig
 from saerl_core.extract import extract, load_reader
 from saerl_core.hashing import hash_value
-from saerl_core.sae import Encode
+from saerl_core.sae import Sae
 from tasks.caching import keep_results, stage
 from tasks.inputs import Inputs
 from tasks.progress import Progress
@@ -68,16 +68,16 @@ def extract_shard(inputs: Inputs, config: FeaturesConfig, source: ArtifactRef, s
     refs = [ArtifactRef(path=path, sha256=path.stem, size=path.stat().st_size) for path in sorted(segments)]
     missing = {key: chat for key, chat in zip(keys, messages, strict=True) if key not in found}
     if missing:
-        backbone, encode = reader(inputs.model, inputs.sae, inputs.layer, config.model_dump_json())
-        rows_read = extract(backbone, encode, inputs.d_sae, list(missing.values()), config)
+        backbone, encoder = reader(inputs.model, inputs.sae, inputs.layer, config.model_dump_json())
+        rows_read = extract(backbone, encoder, list(missing.values()), config)
         refs.append(features.write_segment(inputs.store, list(missing), rows_read))
     return ShardResult(segments=refs, read=len(missing))
 
 
 @lru_cache(maxsize=1)
-def reader(model: Path, sae: Path, layer: int, config_json: str) -> tuple[Backbone, Encode]:
+def reader(model: Path, sae_folder: Path, layer: int, config_json: str) -> tuple[Backbone, Sae]:
     """The reader, loaded once a process and only when a prompt has to be read."""
-    return load_reader(model, sae, layer, FeaturesConfig.model_validate_json(config_json))
+    return load_reader(model, sae_folder, layer, FeaturesConfig.model_validate_json(config_json))
 
 
 @stage("gather", features.VERSION, of=("source", "contents", "store_hash"))
@@ -87,7 +87,8 @@ def gather(root: Path, inputs: Inputs, source: ArtifactRef, contents: list[str],
     rows = features.gather(inputs.store, keys)
     with artifact.staging(root / "artifacts") as staged:
         (staged / ROWS).write_bytes(features.to_bytes(rows))
-        artifact.write_json(staged / "health.json", vars(features.health(rows)))
+        heldout_fvu = sae.read_spec(inputs.sae).heldout_fvu
+        artifact.write_json(staged / "health.json", vars(features.health(rows, heldout_fvu)))
         return artifact.seal(staged, "features", {"stage": "gather", "store": store_hash, "rows": len(rows)})
 
 

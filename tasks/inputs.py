@@ -11,11 +11,12 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel, ConfigDict
 
-from saerl_core import models, sae, sources
+from saerl_core import models, sae, sae_registry, sources
 from saerl_core.config import RunConfig
 from saerl_core.extract import extraction_parameters
 from saerl_core.features import store_name
 from saerl_core.rl import verifiers
+from saerl_core.rl.consumed import rewards_hash
 
 
 class Inputs(BaseModel):
@@ -42,6 +43,9 @@ class Inputs(BaseModel):
     policy_hash: str
     verifier: str
     """identity of `policy.verifier`: name, versions, hash of a user's source file"""
+    rewards: Path | None
+    """folder of an earlier training, for `difficulty.rewards`"""
+    rewards_hash: str | None
 
 
 def resolve_inputs(config: RunConfig) -> Inputs:
@@ -53,13 +57,14 @@ def resolve_inputs(config: RunConfig) -> Inputs:
     base = Path(config.base)
     data = sources.find_files(config.data, base)
     evaluations = {name: sources.find_files(source, base) for name, source in config.data.evaluations().items()}
-    sae_folder = config.resolve(config.features.sae)
+    sae_folder = sae_registry.fetch(config.features.sae, base, config.root)
     sae_spec = sae.read_spec(sae_folder)
     model = models.fetch(config.features.model, base)
     policy = models.fetch(config.policy.model, base)
     spec = models.read_spec(model)
     layer = sae.choose_layer(sae_spec, spec, config.features.layer)
     model_hash, sae_hash = models.model_hash(model), sae.sae_hash(sae_folder)
+    rewards = config.resolve(config.difficulty.rewards) if config.difficulty.rewards else None
     store = store_name(model_hash, sae_hash, extraction_parameters(config.features, layer))
     return Inputs(
         data=data, data_hash=sources.content_hash(data), evaluations=evaluations,
@@ -69,6 +74,7 @@ def resolve_inputs(config: RunConfig) -> Inputs:
         store=config.root / "features" / store, policy=policy,
         policy_hash=model_hash if policy == model else models.model_hash(policy),
         verifier=verifiers.load(config.policy, base).identity,
+        rewards=rewards, rewards_hash=rewards_hash(rewards) if rewards else None,
     )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from saerl_core import artifact, labels
+from saerl_core import artifact, keyed, labels
 from saerl_core.artifact import ArtifactRef
 from saerl_core.config import LabelsConfig, PolicyConfig, ServerConfig
 from saerl_core.errors import ConfigError, DataError
@@ -116,14 +116,14 @@ def _measured(chosen: pl.DataFrame, rows: np.ndarray, stores: Path, policy_path:
     else:
         store = stores / labels.store_name(policy_hash, sampling)
         respond = _from_policy(config, policy_path, policy)
-    known = labels.read_store(store)
+    known = keyed.read(store, labels.MEASURED)
     progress = Progress("label", "prompts")
     for start in range(0, chosen.height, _CHUNK_PROMPTS):  # fixed chunks: the same batches after a crash
         chunk = chosen[start : start + _CHUNK_PROMPTS].join(known, on="key", how="anti", maintain_order="left")
         if chunk.height:
             measured = labels.judge(chunk["key"].to_list(), respond(chunk), chunk["answer"].to_list(), verifier.score,
                                     verifiers.stated_answer)
-            labels.write_store(store, measured)
+            keyed.add(store, measured)
             known = known.vstack(measured)
         progress(min(start + _CHUNK_PROMPTS, chosen.height), chosen.height)
     measured = chosen.select("key").join(known, on="key", how="left", maintain_order="left")

@@ -22,6 +22,7 @@ from tasks.caching import stage
 from tasks.extract import load_rows
 from tasks.inputs import Inputs
 from tasks.label import TARGETS, load_labels
+from tasks.quality import load_suspicion
 from tasks.read import load_findings, load_table
 from tasks.scores import load_scores
 
@@ -29,10 +30,10 @@ SUMMARY = "summary.md"
 
 
 @stage("manifest", core.VERSION * 100 + schedule.VERSION,
-       of=("table", "features", "clusters", "labels", "difficulty", "quality", "settings_hash"))
+       of=("table", "features", "clusters", "labels", "difficulty", "quality", "suspects", "settings_hash"))
 def manifest(root: Path, inputs: Inputs, config: RunConfig, table: ArtifactRef, features: ArtifactRef,
              clusters: ArtifactRef, labels: ArtifactRef | None, difficulty: ArtifactRef, quality: ArtifactRef,
-             settings_hash: str) -> ArtifactRef:
+             suspects: ArtifactRef | None, settings_hash: str) -> ArtifactRef:
     """Assemble, order and write the manifest. `settings_hash` is `curation_hash(config, inputs)`."""
     from saerl_core.report import markdown, page
 
@@ -44,11 +45,17 @@ def manifest(root: Path, inputs: Inputs, config: RunConfig, table: ArtifactRef, 
     pass_rate, doubtful = _label_columns(labels, len(usable))
     refused = doubtful & config.labels.drop_doubtful
     grouped = cluster.load_labels(clusters)
-    candidates = np.flatnonzero(~(bad | refused))
+    suspected, suspicion_report = np.zeros(len(usable), bool), None
+    if suspects is not None:
+        rows, suspicion_report = load_suspicion(suspects)
+        suspected[rows] = True
+    candidates = np.flatnonzero(~(bad | refused | suspected))
     plan = schedule.make_schedule(grouped[candidates], hard[candidates], config.schedule)
     to_table = usable[candidates]
 
     reasons = all_rows["drop_reason"].to_list()
+    for row in usable[suspected]:
+        reasons[row] = "suspect_answer"
     for row in usable[refused]:
         reasons[row] = "doubtful_label"
     for row in usable[bad]:
@@ -77,6 +84,7 @@ def manifest(root: Path, inputs: Inputs, config: RunConfig, table: ArtifactRef, 
         "labels": _label_figures(config, pass_rate, doubtful),
         "difficulty": difficulty_report,
         "quality": quality_report,
+        "suspicion": suspicion_report,
         "seed": config.schedule.seed,
         "notes": [*hygiene.summary(findings), *filter(None, [note])],
     }
@@ -103,6 +111,7 @@ def provenance_of(config: RunConfig, inputs: Inputs) -> dict[str, Any]:
                   "layer": inputs.layer},
         "sae": {"sha256": inputs.sae_hash, "architecture": inputs.architecture, "d_sae": inputs.d_sae},
         "policy": {"sha256": inputs.policy_hash, "verifier": inputs.verifier},
+        "rewards": {"sha256": inputs.rewards_hash} if inputs.rewards_hash else None,
     }
 
 

@@ -61,7 +61,7 @@ def quality(root: Path, features: ArtifactRef, table: ArtifactRef, labels: Artif
 def _pairs(rows: FeatureRows, damaged: FeatureRows, made: pl.DataFrame) -> Examples:
     """Intact prompts and their damaged copies."""
     n, originals = made.height, made["row"].to_numpy()
-    return Examples(x=sp.vstack([inputs(rows)[originals], inputs(damaged)], format="csr"),
+    return Examples(x=sp.csr_array(sp.vstack([inputs(rows)[originals], inputs(damaged)])),
                     good=np.repeat([True, False], n), group=np.tile(np.arange(n), 2),
                     kind=np.array([INTACT] * n + made["kind"].to_list()))
 

@@ -73,7 +73,16 @@ def make_sae(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     def make(architecture: str = "topk", *, d_in: int = 32, d_sae: int = 96, k: int = 8, seed: int = 0,
              hook: str | None = "blocks.1.hook_resid_post", **options: Any) -> Path:
         import torch
-        from sae_lens import JumpReLUSAE, JumpReLUSAEConfig, StandardSAE, StandardSAEConfig, TopKSAE, TopKSAEConfig
+        from sae_lens import (
+            GatedSAE,
+            GatedSAEConfig,
+            JumpReLUSAE,
+            JumpReLUSAEConfig,
+            StandardSAE,
+            StandardSAEConfig,
+            TopKSAE,
+            TopKSAEConfig,
+        )
         from sae_lens.saes.sae import SAEMetadata
 
         torch.manual_seed(seed)
@@ -82,6 +91,7 @@ def make_sae(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         sae: Any = {
             "topk": lambda: TopKSAE(TopKSAEConfig(k=k, **common)),
             "jumprelu": lambda: JumpReLUSAE(JumpReLUSAEConfig(**common)),
+            "gated": lambda: GatedSAE(GatedSAEConfig(**common)),
             "standard": lambda: StandardSAE(StandardSAEConfig(**common)),
         }[architecture]()
         for parameter in sae.parameters():

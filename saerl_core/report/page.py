@@ -31,6 +31,7 @@ REASONS = {
     "unverifiable_answer": "The verifier does not accept the reference as its own answer: no response can be rewarded.",
     "too_long": "Longer than policy.max_prompt_tokens: the trainer would cut it.",
     "doubtful_label": "Never solved, and there is a sign that this is the grader's failure (labels.drop_doubtful).",
+    "suspect_answer": "Its answer is among those that the policy finds least likely (quality.suspect_answers).",
     "low_quality": "The quality probe scores it below quality.threshold. Worst first.",
     "too_hard": "Predicted harder than schedule.max_difficulty. Hardest first.",
     "beyond_steps": "More than schedule.steps batches can hold; thinned evenly from easy to hard.",
@@ -399,6 +400,8 @@ def _health(header: Mapping[str, Any], active: np.ndarray | None) -> dict[str, A
     facts = [("prompts read by the model", count(health["prompts"])), ("tokens", count(health["tokens"])),
              ("features that fire at all", percent(health["firing_share"])),
              ("of these, on nearly every prompt", percent(health["ubiquitous_share"])),
+             *([("variance that it misses, median prompt", percent(health["fvu_quantiles"][2]))]
+               if health.get("fvu_quantiles") else []),
              ("tokens masked (BOS, sinks)", percent(health["masked_share"])),
              ("prompts read in part", count(health["cut_prompts"]))]
     if quantiles:

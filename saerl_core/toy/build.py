@@ -19,6 +19,7 @@ from saerl_core.artifact import staging
 from saerl_core.errors import ConfigError
 from saerl_core.rl.rollouts import load_policy, sample_scores
 from saerl_core.rl.verl_side.saerl_verifier import is_correct
+from saerl_core.sae_training.trainer import save_sae
 from saerl_core.toy import data, lm, sae, tokenizer, world
 from saerl_core.toy.card import describe
 
@@ -94,7 +95,7 @@ def build(
             seed=_SEED,
             progress=partial(report, "sparse autoencoder"),
         )
-        sae.save_sae(encoder, made / "sae")
+        save_sae(encoder, made / "sae")
 
         tested = heldout[:evaluation_problems]
         figures = sae.measure_sae(

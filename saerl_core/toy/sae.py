@@ -9,15 +9,16 @@ S = SAE width.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from transformers import Qwen2ForCausalLM, Qwen2Tokenizer
 
+from saerl_core.sae_training.figures import Reconstruction, measure_reconstruction
+from saerl_core.sae_training.trainer import finish, make_trainer, norm_scale, take_step
 from saerl_core.toy.tokenizer import render_prompt
 
 if TYPE_CHECKING:
@@ -27,20 +28,8 @@ LAYER = 2
 WIDTH = 1024
 ACTIVE = 16
 BATCH_TOKENS = 2048
-_RATE, _RATE_END = 1e-3, 1e-4
+_RATE = 1e-3
 _PROMPTS_PER_PASS = 250
-
-
-@dataclass(frozen=True)
-class SaeFigures:
-    """How well an SAE reads given tokens."""
-
-    explained_variance: float
-    """1 − residual variance / variance, over all tokens and dimensions."""
-    l0: float
-    """Mean number of features that fire on a token."""
-    dead_share: float
-    """Share of the features that fire on none of the tokens."""
 
 
 def read_residuals(
@@ -78,12 +67,10 @@ def train_sae(
         seed: Of the weights and of the order of tokens.
         progress: Called with (batches done, batches).
     """
-    from sae_lens import SAETrainer, TopKTrainingSAE, TopKTrainingSAEConfig
-    from sae_lens.config import SAETrainerConfig
+    from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
     from sae_lens.saes.sae import SAEMetadata
 
     steps = max(1, samples // BATCH_TOKENS)
-    width_in = residuals_ND.shape[1]
     metadata = SAEMetadata(
         model_name="saerl:toy/lm",
         hook_name=f"blocks.{LAYER}.hook_resid_post",
@@ -95,62 +82,31 @@ def train_sae(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         sae = TopKTrainingSAE(TopKTrainingSAEConfig(
-            d_in=width_in, d_sae=WIDTH, k=ACTIVE,
+            d_in=residuals_ND.shape[1], d_sae=WIDTH, k=ACTIVE,
             normalize_activations="expected_average_only_in", metadata=metadata,
         ))
-        trainer = SAETrainer(
-            cfg=SAETrainerConfig(
-                total_training_samples=steps * BATCH_TOKENS,
-                train_batch_size_samples=BATCH_TOKENS,
-                lr=_RATE,
-                lr_end=_RATE_END,
-                lr_warm_up_steps=min(20, steps // 10),
-                lr_decay_steps=steps // 3,
-                dead_feature_window=60,
-                feature_sampling_window=steps,  # statistics over the whole run
-                device="cpu",
-            ),
-            sae=sae,
-            data_provider=_batches(residuals_ND),
+        trainer = make_trainer(
+            sae, steps=steps, batch_tokens=BATCH_TOKENS, learning_rate=_RATE, warm_up_steps=min(20, steps // 10),
+            decay_steps=steps // 3, dead_window=60, scale=norm_scale(residuals_ND),
         )
-        # sae-lens's own `fit` draws bars on stderr, and estimates the norm from a sample; these are its steps.
-        scale = width_in**0.5 / float(residuals_ND.norm(dim=-1).mean())
-        trainer.activation_scaler.scaling_factor = scale
-        for step in range(1, steps + 1):
-            trainer.step(next(trainer.data_provider))
-            trainer.n_training_steps = step
+        for step, batch_ND in enumerate(islice(_batches(residuals_ND), steps), start=1):
+            take_step(trainer, batch_ND)
             if progress is not None:
                 progress(step, steps)
-        sae.fold_activation_norm_scaling_factor(scale)
-    return sae.eval()
-
-
-def save_sae(sae: TopKTrainingSAE, folder: Path) -> None:
-    """Write `cfg.json` and `sae_weights.safetensors`, which `SAE.load_from_disk` reads as an inference SAE."""
-    _, config = sae.save_inference_model(folder)
-    # sae-lens writes the keys in an order that changes from process to process; the same SAE is to have the same hash.
-    config.write_text(json.dumps(json.loads(config.read_text()), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        finish(trainer)
+    return sae
 
 
 def load_sae(folder: Path) -> SAE:
-    """Read what `save_sae` wrote."""
+    """Read the SAE in `folder`."""
     from sae_lens import SAE
 
     return SAE.load_from_disk(str(folder), device="cpu")
 
 
-def measure_sae(sae: SAE, residuals_ND: torch.Tensor) -> SaeFigures:
+def measure_sae(sae: SAE, residuals_ND: torch.Tensor) -> Reconstruction:
     """Figures of an SAE over given tokens."""
-    with torch.inference_mode():
-        features_NS = sae.encode(residuals_ND)
-        error = (sae.decode(features_NS) - residuals_ND).pow(2).sum()
-        variance = (residuals_ND - residuals_ND.mean(dim=0)).pow(2).sum()
-        fires_NS = features_NS > 0
-        return SaeFigures(
-            explained_variance=1 - float(error / variance),
-            l0=float(fires_NS.sum(dim=1).float().mean()),
-            dead_share=float((~fires_NS.any(dim=0)).float().mean()),
-        )
+    return measure_reconstruction(sae, [residuals_ND])
 
 
 def _batches(residuals_ND: torch.Tensor) -> Iterator[torch.Tensor]:

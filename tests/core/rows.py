@@ -15,7 +15,7 @@ def rows_from_dense(dense: np.ndarray) -> FeatureRows:
     n = dense.shape[0]
     ten, none = np.full(n, 10, np.int32), np.zeros(n, np.int32)
     return FeatureRows(matrix.indptr.astype(np.int64), matrix.indices.astype(np.int32), matrix.data,
-                       matrix.data.copy(), ten, none, none, dense.shape[1])
+                       matrix.data.copy(), ten, none, none, np.full(n, 0.1, np.float32), dense.shape[1])
 
 
 def planted_rows(n: int, k: int, d_sae: int, seed: int = 0) -> tuple[FeatureRows, np.ndarray]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from saerl_core import backbone, extract, models, sae
 from saerl_core.config import FeaturesConfig
 from saerl_core.errors import ConfigError, ModelError
-from saerl_core.features import FeatureRows
-from tests.conftest import TOY
+from saerl_core.features import FeatureRows, health
+from tests.conftest import ROOT, TOY
 
 PROMPTS = [[{"role": "user", "content": text}] for text in (
     "Tom has 5 coins. Tom earns 3 more. How many coins now?", "2+2", "A bus carries 30 people. 4 get off. " * 5,
@@ -46,8 +49,8 @@ def naive(model_folder: Path, sae_folder: Path, layer: int, prompts: list[Any],
 
 def ours(model_folder: Path, sae_folder: Path, layer: int, prompts: list[Any], **settings: Any) -> FeatureRows:
     config = FeaturesConfig(model="x", sae="y", device="cpu", **settings)
-    reader, encode = extract.load_reader(model_folder, sae_folder, layer, config)
-    return extract.extract(reader, encode, sae.read_spec(sae_folder).d_sae, prompts, config)
+    reader, encoder = extract.load_reader(model_folder, sae_folder, layer, config)
+    return extract.extract(reader, encoder, prompts, config)
 
 
 def dense_max(rows: FeatureRows) -> np.ndarray:
@@ -70,7 +73,7 @@ def test_topk_features_equal_a_naive_loop_over_hidden_states_and_sae_lens(
     np.testing.assert_allclose(dense_max(rows), maximum, atol=2e-5)
 
 
-@pytest.mark.parametrize("architecture", ["jumprelu", "standard"])
+@pytest.mark.parametrize("architecture", ["jumprelu", "standard", "gated"])
 def test_saes_without_a_fixed_k_are_read_too(tiny_reader: Path, make_sae: Callable[..., Path],
                                              architecture: str) -> None:
     folder = make_sae(architecture)
@@ -78,6 +81,98 @@ def test_saes_without_a_fixed_k_are_read_too(tiny_reader: Path, make_sae: Callab
     mean, maximum = naive(tiny_reader, folder, 1, PROMPTS)
     np.testing.assert_allclose(rows.matrix().toarray(), mean, atol=2e-5)
     np.testing.assert_allclose(dense_max(rows), maximum, atol=2e-5)
+
+
+@pytest.mark.parametrize("architecture", ["topk", "jumprelu", "standard", "gated"])
+def test_encoding_and_decoding_agree_with_sae_lens_however_small_the_chunks(
+        make_sae: Callable[..., Path], architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sae_lens import SAE
+
+    folder = make_sae(architecture)
+    theirs = SAE.load_from_disk(str(folder))
+    h_TD = torch.randn(50, 32, generator=torch.Generator().manual_seed(1))
+    acts_TS = theirs.encode(h_TD)
+    monkeypatch.setattr(sae, "_CHUNK_ELEMENTS", 7 * 96)  # seven tokens at a time
+    seen: list[int] = []
+    addmm = torch.addmm
+    monkeypatch.setattr(torch, "addmm", lambda bias, h, W: seen.append(len(h)) or addmm(bias, h, W))
+    ours = sae.load_sae(folder, torch.device("cpu"), torch.float32)
+    values_N, token_N, feature_N = ours.encode(h_TD)
+    assert max(seen, default=7) == 7
+    assert (token_N.diff() >= 0).all()
+    dense_TS = torch.zeros_like(acts_TS)
+    dense_TS[token_N, feature_N] = values_N
+    torch.testing.assert_close(dense_TS, acts_TS, atol=1e-5, rtol=1e-5)
+    assert ours.decode is not None
+    torch.testing.assert_close(ours.decode((values_N, token_N, feature_N), 50), theirs.decode(acts_TS), atol=1e-4,
+                               rtol=1e-4)
+
+
+@pytest.mark.parametrize("fvu_tokens", [4, 1000], ids=["a few tokens", "all tokens"])
+def test_unexplained_variance_is_that_of_the_prompts_own_words(
+        tiny_reader: Path, make_sae: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, fvu_tokens: int) -> None:
+    from sae_lens import SAE
+
+    monkeypatch.setattr(extract, "FVU_TOKENS", fvu_tokens)
+    folder = make_sae("topk")
+    rows = ours(tiny_reader, folder, 1, PROMPTS, sink_norm_ratio=1e9)
+    theirs = SAE.load_from_disk(str(folder))
+    tokenizer = AutoTokenizer.from_pretrained(tiny_reader)
+    model = AutoModelForCausalLM.from_pretrained(tiny_reader, dtype=torch.float32).eval()
+    before, after = (tokenizer.encode(text) for text in ("<|user|>", "<|assistant|>"))
+    for row, messages in enumerate(PROMPTS):
+        ids = models.render(tokenizer, messages, chat_template=True)
+        assert ids[: len(before)] == before
+        assert ids[-len(after) :] == after
+        with torch.no_grad():
+            h_TD = model(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states[2][0]
+            words_TD = h_TD[len(before) : -len(after)]
+            n, m = len(words_TD), fvu_tokens
+            chosen = [i for i in range(n) if (i + 1) * m // n > i * m // n]
+            assert len(chosen) == min(n, m)
+            x_MD = words_TD[chosen]
+            fvu = (x_MD - theirs(x_MD)).square().sum() / (x_MD - x_MD.mean(0)).square().sum()
+        assert rows.fvu[row] == pytest.approx(float(fvu), rel=1e-3)
+
+
+def test_a_row_is_the_same_whatever_is_read_beside_it(tiny_reader: Path, make_sae: Callable[..., Path]) -> None:
+    folder = make_sae("topk")
+    together = ours(tiny_reader, folder, 1, PROMPTS)
+    alone = [ours(tiny_reader, folder, 1, [messages]).fvu[0] for messages in PROMPTS]
+    np.testing.assert_allclose(together.fvu, alone, rtol=1e-3)
+
+
+def test_a_sae_that_normalises_each_token_is_read_but_not_decoded(
+        tiny_reader: Path, make_sae: Callable[..., Path]) -> None:
+    folder = make_sae("topk", normalize_activations="layer_norm")
+    rows = ours(tiny_reader, folder, 1, PROMPTS, sink_norm_ratio=1e9)
+    mean, _ = naive(tiny_reader, folder, 1, PROMPTS)
+    np.testing.assert_allclose(rows.matrix().toarray(), mean, atol=2e-5)
+    assert np.isnan(rows.fvu).all()
+
+
+def random_text(kind: str, count: int) -> list[str]:
+    """Texts that a reader of mathematics has not seen."""
+    rng = random.Random(0)
+    if kind == "python":
+        source = "".join(path.read_text() for path in sorted((ROOT / "saerl_core").glob("*.py")))
+        return [source[start : start + 400] for start in range(0, 400 * count, 400)]
+    if kind == "chinese":
+        return ["".join(chr(rng.randrange(0x4E00, 0x5E00)) for _ in range(80)) for _ in range(count)]
+    return [bytes(rng.randrange(256) for _ in range(150)).decode("latin-1") for _ in range(count)]
+
+
+@pytest.mark.parametrize("kind", ["mathematics", "python", "chinese", "bytes"])
+def test_prompts_far_from_what_the_sae_reconstructs_are_warned_of(shared: Path, kind: str) -> None:
+    if kind == "mathematics":
+        with gzip.open(shared / "data" / "math500.jsonl.gz", "rt") as file:
+            texts = [json.loads(line)["problem"] for line in file][:60]
+    else:
+        texts = random_text(kind, 60)
+    prompts = [[{"role": "user", "content": text}] for text in texts]
+    rows = ours(shared / "models" / "mathmini", shared / "models" / "mathmini-sae", 3, prompts)
+    warned = any("far from what it was trained on" in text for text in health(rows).warnings)
+    assert warned == (kind != "mathematics")
 
 
 def test_the_toy_reads_as_a_naive_loop_does() -> None:
@@ -155,7 +250,7 @@ def test_a_damaged_sae_folder_is_refused_in_one_line(make_sae: Callable[..., Pat
         case "broken weights":
             (folder / "sae_weights.safetensors").write_bytes(b"no")
     with pytest.raises(ModelError) as caught:
-        sae.load_encoder(folder, torch.device("cpu"), torch.float32) if sae.read_spec(folder) else None
+        sae.load_sae(folder, torch.device("cpu"), torch.float32) if sae.read_spec(folder) else None
     assert "\n" not in str(caught.value)
 
 

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saerl_core import features
+from saerl_core import extract, features
+from saerl_core.config import FeaturesConfig
 from saerl_core.errors import ArtifactError
 from saerl_core.features import FeatureRows
 from tests.core.rows import rows_from_dense
@@ -79,6 +83,44 @@ def test_a_key_is_of_the_letter_while_a_row_may_move() -> None:
 ])
 def test_health_warns_of_an_sae_that_sees_too_little(dense: np.ndarray, warning: str) -> None:
     assert any(warning in text for text in features.health(rows_from_dense(dense)).warnings)
+
+
+def test_health_warns_where_many_prompts_are_far_from_the_sae() -> None:
+    rows = some_rows(n=50)
+    far = replace(rows, fvu=np.where(np.arange(50) < 10, 0.3, 0.1).astype(np.float32))
+    assert features.health(far).far_share == 0.2
+    assert any("over 20% of the residual variance unexplained in 20%" in text for text in features.health(far).warnings)
+    assert features.health(far, heldout_fvu=0.16).warnings == ()  # it is no better on its own text
+
+
+def test_rows_that_could_not_be_measured_are_left_out_of_the_figure() -> None:
+    rows = replace(some_rows(n=50), fvu=np.full(50, np.nan, np.float32))
+    figures = features.health(rows)
+    assert (figures.fvu_prompts, figures.fvu_quantiles, figures.warnings) == (0, (), ())
+
+
+@given(st.lists(st.integers(0, 300), min_size=1, max_size=80))
+def test_the_histogram_counts_every_prompt_in_about_twenty_bins(active: list[int]) -> None:
+    histogram = features._histogram(np.array(active))
+    edges, counts = histogram["edges"], histogram["counts"]
+    assert sum(counts) == len(active)
+    assert len(edges) == len(counts) + 1 <= 22
+    assert counts == [sum(low <= value < high for value in active) for low, high in itertools.pairwise(edges)]
+
+
+def test_a_collapsed_sae_is_warned_of(tiny_reader: Path, make_sae: Callable[..., Path]) -> None:
+    import safetensors.torch
+
+    folder = make_sae("topk", d_sae=1024, k=4)
+    weights = safetensors.torch.load_file(folder / "sae_weights.safetensors")
+    weights["b_enc"][:4] += 1e4  # the same four features win on every token
+    safetensors.torch.save_file(weights, folder / "sae_weights.safetensors")
+    config = FeaturesConfig(model="x", sae="y", device="cpu")
+    reader, sae = extract.load_reader(tiny_reader, folder, 1, config)
+    prompts = [[{"role": "user", "content": f"{i} + {i * i}?"}] for i in range(20)]
+    warnings = features.health(extract.extract(reader, sae, prompts, config)).warnings
+    assert any("looks collapsed" in text for text in warnings)
+    assert any("hardly tells these prompts apart" in text for text in warnings)
 
 
 def test_health_is_silent_when_all_is_well() -> None:

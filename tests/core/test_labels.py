@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saerl_core import labels
+from saerl_core import keyed, labels
 from saerl_core.rl.verifiers import stated_answer
 from saerl_core.rl.verl_side.saerl_verifier import is_correct
 
@@ -36,20 +36,20 @@ def test_a_set_that_grows_keeps_nearly_all_of_its_labels() -> None:
 
 
 def test_measured_pass_rates_are_kept_by_key_and_a_damaged_segment_is_forgotten(tmp_path: Path) -> None:
-    labels.write_store(tmp_path, measured((KEYS[0], 0.25), (KEYS[1], 0.5)))
-    labels.write_store(tmp_path, measured((KEYS[2], 1.0)))
-    known = labels.read_store(tmp_path)
+    keyed.add(tmp_path, measured((KEYS[0], 0.25), (KEYS[1], 0.5)))
+    keyed.add(tmp_path, measured((KEYS[2], 1.0)))
+    known = keyed.read(tmp_path, labels.MEASURED)
     assert dict(known.select("key", "pass_rate").iter_rows()) == {KEYS[0]: 0.25, KEYS[1]: 0.5, KEYS[2]: 1.0}
     first = sorted(tmp_path.iterdir())[0]
     first.write_bytes(first.read_bytes()[:-1] + b"x")
-    assert labels.read_store(tmp_path).height in (1, 2)
+    assert keyed.read(tmp_path, labels.MEASURED).height in (1, 2)
     assert not first.exists()
 
 
 def test_a_key_that_two_runs_labelled_counts_once(tmp_path: Path) -> None:
-    labels.write_store(tmp_path, measured((KEYS[0], 0.25)))
-    labels.write_store(tmp_path, measured((KEYS[0], 0.25), (KEYS[1], 0.5)))
-    assert sorted(labels.read_store(tmp_path)["key"]) == KEYS[:2]
+    keyed.add(tmp_path, measured((KEYS[0], 0.25)))
+    keyed.add(tmp_path, measured((KEYS[0], 0.25), (KEYS[1], 0.5)))
+    assert sorted(keyed.read(tmp_path, labels.MEASURED)["key"]) == KEYS[:2]
 
 
 def test_judging_counts_what_is_right_and_what_most_samples_state() -> None:

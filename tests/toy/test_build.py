@@ -140,7 +140,7 @@ def test_a_count_below_one_is_refused(tmp_path: Path) -> None:
         toy.build(tmp_path / "toy", lm_steps=0)
 
 
-@pytest.mark.parametrize("stage", [(sae, "train_sae"), (lm, "save_model"), (sae, "save_sae"), (toy, "describe")])
+@pytest.mark.parametrize("stage", [(sae, "train_sae"), (lm, "save_model"), (toy, "save_sae"), (toy, "describe")])
 def test_a_build_that_fails_in_the_middle_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: tuple[Any, str]
 ) -> None:
