@@ -194,8 +194,8 @@ def _diversity(rows: Rows, backbone: Any, encoder: Any, config: FeaturesConfig, 
 
 def _kmeans(x: sp.csr_array, k: int, seed: int) -> np.ndarray:
     """Spherical k-means in 512 dimensions (a random projection where the matrix is wider), as for SAE features."""
-    width = np.shape(x)[1]
-    vectors = x.toarray() if width <= 512 else x @ np.random.default_rng(seed).standard_normal((width, 512))
+    shape: Any = x.shape
+    vectors = x.toarray() if shape[1] <= 512 else x @ np.random.default_rng(seed).standard_normal((shape[1], 512))
     vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
     kmeans = faiss.Kmeans(vectors.shape[1], k, niter=25, nredo=3, spherical=True, seed=seed + 1,
                           max_points_per_centroid=10_000)

@@ -169,7 +169,7 @@ def _learn(x: sp.csr_array, labels: Labels,
     used, report = _report(config, Labels(*(part[at_most] for part in vars(labels).values())), own[at_most],
                            own[at_most], len(probe.columns))
     if not used:
-        return np.full(np.shape(x)[0], hard.mean()), None, report
+        return np.full(len(score), hard.mean()), None, report
     score[labels.rows] = np.where(np.isnan(own), score[labels.rows], own)
     return score, probe, report
 

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import safetensors.numpy
@@ -48,7 +48,8 @@ class Probe:
             x: [n, d], columns as in the matrix that the probe was fitted on.
         """
         (first, bias), *rest = self.layers
-        spread = np.zeros((np.shape(x)[1], first.shape[1]))
+        shape: Any = x.shape
+        spread = np.zeros((shape[1], first.shape[1]))
         spread[self.columns] = first
         out = x @ spread + bias
         for weights, bias in rest:
@@ -79,7 +80,7 @@ def fit_ridge(x: sp.csr_array, target: np.ndarray, *, min_rows_per_feature: int 
         return _constant(target)
     length = float((x.data**2).sum()) / len(target)
     chosen = np.sort(np.random.default_rng(seed).permutation(len(target))[:_RIDGE_SELECTION_ROWS])
-    search = RidgeCV(alphas=length * _RIDGE_PENALTIES).fit(x[chosen], target[chosen])
+    search: Any = RidgeCV(alphas=length * _RIDGE_PENALTIES).fit(x[chosen], target[chosen])
     model = Ridge(alpha=float(search.alpha_), solver="sparse_cg", tol=1e-6).fit(x, target)
     return _linear(columns, model.coef_ / scale, float(model.intercept_), "identity")
 
