@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -80,6 +80,17 @@ def take(rows: FeatureRows, order: Sequence[int] | np.ndarray) -> FeatureRows:
     entries = np.repeat(rows.indptr[order] - indptr[:-1], lengths) + np.arange(indptr[-1])
     return FeatureRows(indptr, rows.indices[entries], rows.mean[entries], rows.max[entries], rows.tokens[order],
                        rows.masked[order], rows.cut[order], rows.d_sae)
+
+
+def blocks(rows: FeatureRows, size: int = 16_384) -> Iterator[tuple[slice, FeatureRows]]:
+    """Consecutive rows, `size` at a time, without a copy: (which rows, the rows)."""
+    for start in range(0, len(rows), size):
+        part = slice(start, min(start + size, len(rows)))
+        first, last = rows.indptr[part.start], rows.indptr[part.stop]
+        entries = slice(first, last)
+        yield part, FeatureRows(rows.indptr[part.start : part.stop + 1] - first, rows.indices[entries],
+                                rows.mean[entries], rows.max[entries], rows.tokens[part], rows.masked[part],
+                                rows.cut[part], rows.d_sae)
 
 
 def concatenate(parts: Sequence[FeatureRows]) -> FeatureRows:
