@@ -14,6 +14,7 @@ from saerl_core.config import RunConfig, SourceConfig
 from saerl_core.errors import ConfigError
 from saerl_core.models import ModelSpec
 from saerl_core.sae import SaeSpec
+from tasks.cluster import find_previous
 from tasks.manifest import check_batches
 
 _SAMPLE_ROWS = 1000
@@ -56,12 +57,13 @@ def check_run(config: RunConfig) -> dict[str, Any]:
     if heldout is None:
         notes.append("data.heldout is not set: this config can be curated, not run")
     reasons = table["drop_reason"].drop_nulls().value_counts().sort("drop_reason").rows()
-    per_epoch = min(usable.height // config.schedule.batch_size, config.schedule.steps or table.height)
+    if config.coverage.budget is not None and config.coverage.budget >= usable.height:
+        notes.append(f"coverage.budget ({config.coverage.budget}) is no less than the usable prompts: all are kept")
     verl = check_config_only(config)
     return {
         "ok": True,
         "prompts": {"read": table.height, "usable": usable.height, "dropped_by_reason": dict(reasons)},
-        "batches_at_most": per_epoch * config.schedule.epochs,
+        "batches_at_most": _batches_per_epoch(config, usable.height) * config.schedule.epochs,
         "reader": vars(model_spec) if model_spec else None,
         "sae": vars(sae_spec),
         "verl": verl.model_dump(mode="json"),
@@ -99,7 +101,10 @@ def _check_models(config: RunConfig) -> tuple[SaeSpec, ModelSpec | None, list[st
     """SAE against reader; models that are named by hub id and not downloaded yet are noted, not fetched."""
     backbone.pick_device(config.features.device)
     notes = []
-    sae_spec = sae.read_spec(config.resolve(config.features.sae))
+    sae_folder = config.resolve(config.features.sae)
+    sae_spec = sae.read_spec(sae_folder)
+    if config.clusters.previous is not None:
+        find_previous(config, sae.sae_hash(sae_folder))
     reader = models.find(config.features.model, Path(config.base))
     policy = models.find(config.policy.model, Path(config.base))
     spec = None
@@ -135,7 +140,7 @@ def _cost(config: RunConfig, usable: pl.DataFrame, sae_spec: SaeSpec, model_spec
         seconds = round(tokens * _flops_per_token(model_spec, layer, sae_spec) / _matrix_rate(config), 1)
     active = min(sae_spec.d_sae, round(tokens_each * (sae_spec.k or sae_spec.d_sae / 50)))
     labelled = min(config.labels.count, usable.height) if config.labels.source == "rollouts" else 0
-    steps = min(usable.height // config.schedule.batch_size, config.schedule.steps or usable.height)
+    steps = _batches_per_epoch(config, usable.height)
     return {
         "tokens": tokens,
         "extract_seconds": seconds,
@@ -143,6 +148,12 @@ def _cost(config: RunConfig, usable: pl.DataFrame, sae_spec: SaeSpec, model_spec
         "label_answers": labelled * config.labels.samples,
         "train_answers": steps * config.schedule.epochs * config.schedule.batch_size * config.train.rollouts,
     }
+
+
+def _batches_per_epoch(config: RunConfig, usable: int) -> int:
+    """At most, if no prompt is dropped for its quality or difficulty."""
+    full = min(usable, config.coverage.budget or usable) // config.schedule.batch_size
+    return min(full, config.schedule.steps or full)
 
 
 def _flops_per_token(model: ModelSpec, layer: int, sae_spec: SaeSpec) -> float:

@@ -3,37 +3,42 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
+from saerl_core import coverage, overlap, schedule
 from saerl_core import manifest as core
-from saerl_core import schedule
 from saerl_core.artifact import ArtifactRef
-from saerl_core.config import RunConfig
+from saerl_core.clusters import Codebook
+from saerl_core.config import RunConfig, ScheduleConfig
 from saerl_core.errors import ConfigError
+from saerl_core.features import FeatureRows
 from saerl_core.hashing import hash_value
 from saerl_core.manifest import Curation
 from saerl_core.quality import low_quality
+from saerl_core.schedule import Schedule
 from tasks import cluster
 from tasks.caching import stage
 from tasks.extract import load_rows
 from tasks.inputs import Inputs
 from tasks.label import load_pass_rates
+from tasks.progress import Progress
 from tasks.read import load_table
 from tasks.scores import load_scores
 
 SUMMARY = "summary.md"
 
 
-@stage("manifest", core.VERSION * 100 + schedule.VERSION,
+@stage("manifest", core.VERSION * 10_000 + coverage.VERSION * 100 + schedule.VERSION,
        of=("table", "features", "clusters", "labels", "difficulty", "quality", "settings_hash"))
 def manifest(root: Path, inputs: Inputs, config: RunConfig, table: ArtifactRef, features: ArtifactRef,
              clusters: ArtifactRef, labels: ArtifactRef | None, difficulty: ArtifactRef, quality: ArtifactRef,
              settings_hash: str) -> ArtifactRef:
-    """Assemble, order and write the manifest. `settings_hash` is `curation_hash(config, inputs)`."""
+    """Select, order and write the manifest. `settings_hash` is `curation_hash(config, inputs)`."""
     from saerl_core.report import markdown, page
 
     all_rows = load_table(table)
@@ -41,29 +46,34 @@ def manifest(root: Path, inputs: Inputs, config: RunConfig, table: ArtifactRef, 
     hard, difficulty_report = load_scores(difficulty)
     good, quality_report = load_scores(quality)
     bad, note = low_quality(good, config.quality) if quality_report["used"] else (np.zeros(len(usable), bool), "")
-    grouped = cluster.load_labels(clusters)
-    candidates = np.flatnonzero(~bad)
-    plan = schedule.make_schedule(grouped[candidates], hard[candidates], config.schedule)
-    to_table = usable[candidates]
+    notes = [note] if note else []
+    grouped, codebook, rows = cluster.load_labels(clusters), cluster.load_codebook(clusters), load_rows(features)
+    plan_config = config.schedule
+    if not difficulty_report["used"]:
+        plan_config = plan_config.model_copy(update={"min_difficulty": 0.0, "max_difficulty": 1.0})
+        if plan_config != config.schedule:
+            notes.append("difficulty is not used, so schedule.min_difficulty and max_difficulty drop nothing")
+    candidates, passed_over = _select(np.flatnonzero(~bad), config, plan_config, rows, grouped, hard, codebook)
+    plan = schedule.make_schedule(grouped[candidates], hard[candidates], plan_config)
+    plan = replace(plan, batches=candidates[plan.batches],
+                   dropped={reason: candidates[dropped] for reason, dropped in plan.dropped.items()})
 
-    reasons = all_rows["drop_reason"].to_list()
-    for row in usable[bad]:
-        reasons[row] = "low_quality"
-    for row, reason in plan.dropped.items():
-        reasons[to_table[row]] = reason
+    reasons = all_rows["drop_reason"].to_numpy().astype(object)
+    for reason, dropped in {"low_quality": np.flatnonzero(bad), "not_selected": passed_over, **plan.dropped}.items():
+        reasons[usable[dropped]] = reason
     pass_rate = np.full(len(usable), np.nan)
     if labels is not None:
         labelled, rates = load_pass_rates(labels)
         pass_rate[labelled] = rates
     curation = Curation(
-        table=all_rows.with_columns(drop_reason=pl.Series(reasons, dtype=pl.String)),
+        table=all_rows.with_columns(drop_reason=pl.Series(reasons.tolist(), dtype=pl.String)),
         cluster=_spread(grouped, usable, len(reasons), -1),
         difficulty=_spread(hard, usable, len(reasons), np.nan),
         quality=_spread(good, usable, len(reasons), np.nan),
         pass_rate=_spread(pass_rate, usable, len(reasons), np.nan),
-        schedule=schedule.Schedule(to_table[plan.batches], plan.epoch, {}),
+        schedule=schedule.Schedule(usable[plan.batches], plan.epoch, {}),
     )
-    cards = json.loads((clusters.path / cluster.CARDS).read_text(encoding="utf-8"))
+    cards = cluster.load_about(clusters)
     for card in cards["cards"]:
         card["nearest"] = [int(usable[row]) for row in card["nearest"]]
     provenance = {
@@ -74,14 +84,34 @@ def manifest(root: Path, inputs: Inputs, config: RunConfig, table: ArtifactRef, 
         "labels": _label_figures(config, pass_rate),
         "difficulty": difficulty_report,
         "quality": quality_report,
+        "batches_overlap": _overlap(rows, codebook, plan, config.schedule.seed),
         "seed": config.schedule.seed,
-        "notes": [note] if note else [],
+        "notes": notes,
     }
-    active = load_rows(features).active()
+    active = rows.active()
     return core.write_manifest(root / "manifests", curation, provenance, lambda header: {
         "report.html": page.render(header, curation, active=active),
         SUMMARY: markdown.summary(header, curation),
-    })
+    }, (clusters.path / core.CODEBOOK).read_bytes())
+
+
+def _select(candidates: np.ndarray, config: RunConfig, plan: ScheduleConfig, rows: FeatureRows, grouped: np.ndarray,
+            hard: np.ndarray, codebook: Codebook) -> tuple[np.ndarray, np.ndarray]:
+    """(candidates of the schedule, those that coverage passed over); too easy and too hard ones cost no budget."""
+    if config.coverage.budget is None:
+        return candidates, candidates[:0]
+    outside = [candidates[:0], *schedule.outside_band(hard[candidates], plan).values()]
+    inside = np.delete(candidates, np.concatenate(outside))
+    chosen = coverage.select(rows, grouped, codebook, inside, config.coverage, Progress("cover", "prompts"))
+    passed_over = np.setdiff1d(inside, chosen, assume_unique=True)
+    return np.setdiff1d(candidates, passed_over, assume_unique=True), passed_over
+
+
+def _overlap(rows: FeatureRows, codebook: Codebook, plan: Schedule, seed: int) -> dict[str, list[float]]:
+    """Mean pairwise cosine in each batch, for our order and for the same prompts shuffled."""
+    orders = {"ours": plan.batches, "shuffled": overlap.shuffled(plan, seed)}
+    return {name: np.round(overlap.batch_overlap(rows, codebook.idf, order), 4).tolist()
+            for name, order in orders.items()}
 
 
 def curation_hash(config: RunConfig, inputs: Inputs) -> str:
