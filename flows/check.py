@@ -17,6 +17,7 @@ from saerl_core.models import ModelSpec
 from saerl_core.rl import verifiers
 from saerl_core.sae import SaeSpec
 from saerl_core.sae_training.corpus import read_corpus
+from tasks.cluster import find_previous
 from tasks.label import api_key
 from tasks.manifest import check_batches
 from tasks.read import mark_unverifiable
@@ -85,12 +86,13 @@ def check_run(config: RunConfig) -> dict[str, Any]:
     if config.data.heldout is None:
         notes.append("data.heldout is not set: this config can be curated, not run")
     reasons = table["drop_reason"].drop_nulls().value_counts().sort("drop_reason").rows()
-    per_epoch = min(usable.height // config.schedule.batch_size, config.schedule.steps or table.height)
+    if config.coverage.budget is not None and config.coverage.budget >= usable.height:
+        notes.append(f"coverage.budget ({config.coverage.budget}) is no less than the usable prompts: all are kept")
     verl = check_config_only(config)
     return {
         "ok": True,
         "prompts": {"read": table.height, "usable": usable.height, "dropped_by_reason": dict(reasons)},
-        "batches_at_most": per_epoch * config.schedule.epochs,
+        "batches_at_most": _batches_per_epoch(config, usable.height) * config.schedule.epochs,
         "reader": vars(model_spec) if model_spec else None,
         "sae": vars(sae_spec) if sae_spec else None,
         "verifier": verifier.identity,
@@ -135,6 +137,8 @@ def _check_models(config: RunConfig) -> tuple[SaeSpec | None, ModelSpec | None, 
     sae_folder = sae_registry.find(config.features.sae, Path(config.base), config.root)
     if sae_folder is not None:
         sae_spec = sae.read_spec(sae_folder)
+        if config.clusters.previous is not None:
+            find_previous(config, sae.sae_hash(sae_folder))
     else:
         entry = sae_registry.look_up(config.features.sae)
         sae_spec = entry.spec
@@ -190,7 +194,7 @@ def _cost(config: RunConfig, usable: pl.DataFrame, sae_spec: SaeSpec | None,
     if sae_spec is not None:
         active = min(sae_spec.d_sae, round(tokens_each * (sae_spec.k or sae_spec.d_sae / 50)))
     labelled = min(config.labels.count, usable.height) if config.labels.source in ("rollouts", "server") else 0
-    steps = min(usable.height // config.schedule.batch_size, config.schedule.steps or usable.height)
+    steps = _batches_per_epoch(config, usable.height)
     return {
         "tokens": tokens,
         "extract_seconds": seconds,
@@ -198,6 +202,12 @@ def _cost(config: RunConfig, usable: pl.DataFrame, sae_spec: SaeSpec | None,
         "label_answers": labelled * config.labels.samples,
         "train_answers": steps * config.schedule.epochs * config.schedule.batch_size * config.train.rollouts,
     }
+
+
+def _batches_per_epoch(config: RunConfig, usable: int) -> int:
+    """At most, if no prompt is dropped for its quality or difficulty."""
+    full = min(usable, config.coverage.budget or usable) // config.schedule.batch_size
+    return min(full, config.schedule.steps or full)
 
 
 def _flops_per_token(model: ModelSpec, layer: int, sae_spec: SaeSpec) -> float:

@@ -15,7 +15,8 @@ from flows.stages import StageRecord, record, run_stage
 from saerl_core.artifact import ArtifactRef
 from saerl_core.config import RunConfig
 from tasks import manifest as manifests
-from tasks.cluster import cluster
+from tasks.cluster import cluster, find_previous
+from tasks.cluster import describe as describe_clusters
 from tasks.difficulty import difficulty
 from tasks.extract import run_extraction
 from tasks.inputs import Inputs, fingerprint
@@ -58,6 +59,7 @@ def curate(config: RunConfig) -> Curated:
     inputs, entry = run_stage(config, fingerprint, config,
                               describe=lambda found: f"layer {found.layer} of {found.layers}")
     stages.append(entry)
+    previous = find_previous(config, inputs.sae_hash, inputs.model_hash, inputs.layer)
 
     table, entry = run_stage(
         config, read, root, inputs.data, inputs.evaluations, inputs.policy, Path(config.base), config.data,
@@ -75,8 +77,7 @@ def curate(config: RunConfig) -> Curated:
         manifests.check_batches(config, load_usable(table).height)
         features, _, entry = _extract(config, inputs, table, "gather what is left")
         stages.append(entry)
-    clusters, entry = run_stage(config, cluster, root, features, config.clusters,
-                                describe=lambda _: f"k = {config.clusters.k}")
+    clusters, entry = run_stage(config, cluster, root, features, config.clusters, previous, describe=describe_clusters)
     stages.append(entry)
 
     labels = None

@@ -2,24 +2,53 @@
 
 A prompt's row of means is square-rooted, weighted by inverse document frequency, hashed with signs into a few hundred
 dimensions (a count-sketch, which keeps inner products in expectation: Weinberger et al. 2009, arXiv 0902.2206) and
-scaled to length 1. There k-means runs, with cosine as its measure.
+scaled to length 1. There k-means runs, with cosine as its measure: trained on a sample where there are many prompts,
+in two levels where there are many clusters. Rows pass through in blocks, so that memory grows with the rows' own size.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
+import safetensors
+import safetensors.numpy
 import scipy.sparse as sp
 
+from saerl_core.choose_k import Choice, choose_k
 from saerl_core.config import ClustersConfig
-from saerl_core.features import FeatureRows, take
+from saerl_core.errors import ArtifactError
+from saerl_core.features import FeatureRows, blocks, take
+from saerl_core.kmeans import assign, fit
 
-VERSION = 1
+VERSION = 2
 _CARD_FEATURES = 6
 _CARD_PROMPTS = 4
+_TRAINING_ROWS = 32_768
+_ROWS_PER_CENTROID = 256
+"""k-means is trained on at most this many prompts: the larger of the two."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Codebook:
+    """What it takes to say in which cluster a prompt is, and whether that is still fair."""
+
+    centroids: np.ndarray
+    """float32 [k, dims], unit length"""
+    idf: np.ndarray
+    """float32 [d_sae], weights of the features"""
+    sketch_seed: int
+    """seed of the count-sketch"""
+    sizes: np.ndarray
+    """int64 [k], prompts of each cluster when the centroids were fitted"""
+    similarity: float
+    """mean cosine of these prompts to their centroid"""
 
 
 @dataclass(frozen=True)
@@ -30,12 +59,11 @@ class Clusters:
     """int32 [n]"""
     similarity: np.ndarray
     """float32 [n], cosine to the own centroid"""
-    centroids: np.ndarray
-    """float32 [k, dims], unit length"""
-    idf: np.ndarray
-    """float32 [d_sae], the weights with which new prompts are assigned to these centroids"""
+    codebook: Codebook
     iterations: int
-    """k-means iterations of the best run; FAISS stops early when the objective stands still"""
+    """k-means iterations, mean of the restarts; FAISS stops early when the objective stands still. 0: kept clusters"""
+    choice: Choice | None = None
+    """how k was chosen, if it was"""
 
 
 @dataclass(frozen=True)
@@ -50,10 +78,42 @@ class ClusterCard:
     """row numbers of the prompts nearest to the centroid"""
 
 
+def codebook_bytes(codebook: Codebook) -> bytes:
+    """A codebook as the bytes of one safetensors file."""
+    return safetensors.numpy.save({name: np.ascontiguousarray(value) for name, value in vars(codebook).items()})
+
+
+def read_codebook(path: Path) -> Codebook:
+    """Read what `codebook_bytes` made.
+
+    Raises:
+        ArtifactError: the file is not such a file.
+    """
+    try:
+        arrays = safetensors.numpy.load_file(path)
+        return Codebook(arrays["centroids"], arrays["idf"], int(arrays["sketch_seed"].item()), arrays["sizes"],
+                        float(arrays["similarity"].item()))
+    except (OSError, safetensors.SafetensorError, KeyError, ValueError) as error:
+        raise ArtifactError(f"{path}: not a file of clusters: {error}") from error
+
+
+def document_frequency(rows: FeatureRows) -> np.ndarray:
+    """int64 [d_sae], prompts on which each feature fires."""
+    frequency = np.zeros(rows.d_sae, dtype=np.int64)
+    for _, block in blocks(rows):
+        frequency += np.bincount(block.indices, minlength=rows.d_sae)
+    return frequency
+
+
 def inverse_document_frequency(rows: FeatureRows) -> np.ndarray:
     """float32 [d_sae]: log((1 + n) / (1 + df)), 0 for a feature that fires everywhere."""
-    frequency = np.bincount(rows.indices, minlength=rows.d_sae)
-    return np.log((1 + len(rows)) / (1 + frequency)).astype(np.float32)
+    return np.log((1 + len(rows)) / (1 + document_frequency(rows))).astype(np.float32)
+
+
+def weighted(rows: FeatureRows, idf: np.ndarray) -> sp.csr_array:
+    """float32 CSR [n, d_sae]: square roots of the means, times idf."""
+    return sp.csr_array((np.sqrt(rows.mean) * idf[rows.indices], rows.indices, rows.indptr),
+                        shape=(len(rows), rows.d_sae))
 
 
 def sketch(rows: FeatureRows, idf: np.ndarray, dims: int, seed: int) -> np.ndarray:
@@ -61,56 +121,66 @@ def sketch(rows: FeatureRows, idf: np.ndarray, dims: int, seed: int) -> np.ndarr
     rng = np.random.default_rng(seed)
     bucket = rng.integers(0, dims, rows.d_sae)
     sign = rng.choice(np.array([-1, 1], dtype=np.float32), rows.d_sae)
-    weighted = sp.csr_array((np.sqrt(rows.mean) * idf[rows.indices], rows.indices, rows.indptr),
-                            shape=(len(rows), rows.d_sae))
     hashing = sp.csr_array((sign, (np.arange(rows.d_sae), bucket)), shape=(rows.d_sae, dims))
-    product: Any = weighted @ hashing
-    vectors = product.toarray().astype(np.float32, copy=False)
+    vectors = np.empty((len(rows), dims), dtype=np.float32)
+    for part, block in blocks(rows):
+        product: Any = weighted(block, idf) @ hashing
+        vectors[part] = product.toarray()
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
+    return np.divide(vectors, norms, out=vectors, where=norms > 0)
 
 
-def cluster(rows: FeatureRows, config: ClustersConfig) -> Clusters:
+def cluster(rows: FeatureRows, config: ClustersConfig,
+            progress: Callable[[int, int], None] | None = None) -> Clusters:
     """Cluster prompts by their features.
 
     Args:
         rows: Feature rows of n prompts. `k` is lowered to n where there are fewer prompts than clusters.
         config: Number of clusters, sketch width, k-means settings.
+        progress: Called with (done, total) while k is chosen, which takes longer than the clustering.
     """
     idf = inverse_document_frequency(rows) if config.idf else np.ones(rows.d_sae, dtype=np.float32)
-    vectors = sketch(rows, idf, config.dims, config.seed)
-    k = min(config.k, len(rows))
-    kmeans = faiss.Kmeans(config.dims, k, niter=config.iterations, nredo=config.restarts, spherical=True,
-                          seed=config.seed + 1, min_points_per_centroid=1, max_points_per_centroid=1024)
-    kmeans.train(vectors)
-    centroids = np.asarray(kmeans.centroids, dtype=np.float32).reshape(k, config.dims)
-    labels, similarity = assign(vectors, centroids)
-    steps = kmeans.iteration_stats or []
-    return Clusters(labels, similarity, centroids, idf, iterations=len(steps) // config.restarts)
+    most = config.max_k if config.k == "auto" else config.k
+    sampled = _sample(len(rows), max(_TRAINING_ROWS, _ROWS_PER_CENTROID * most), config.seed)
+    vectors = sketch(rows if sampled is None else take(rows, sampled), idf, config.dims, config.seed)
+    choice = choose_k(vectors, config, progress) if config.k == "auto" else None
+    k = min(choice.k if choice else most, len(vectors))
+    centroids, iterations = fit(vectors, k, config, config.seed + 1)
+    logger.info("k-means: k = %d, %d of at most %d iterations", len(centroids), iterations, config.iterations)
+    labels, similarity = assign_rows(rows, centroids, idf, config.seed)
+    sizes = np.bincount(labels, minlength=len(centroids))
+    codebook = Codebook(centroids, idf, config.seed, sizes, float(similarity.mean(dtype=np.float64)))
+    return Clusters(labels, similarity, codebook, iterations, choice)
 
 
-def assign(vectors: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Nearest centroid by cosine: (labels int32 [n], similarity float32 [n])."""
-    index = faiss.IndexFlatIP(centroids.shape[1])
-    index.add(centroids)  # type: ignore[call-arg]  # faiss patches the SWIG signature at import
-    similarity, labels = index.search(vectors, 1)  # type: ignore[call-arg]
-    return labels[:, 0].astype(np.int32), similarity[:, 0].astype(np.float32)
+def _sample(n: int, count: int, seed: int) -> np.ndarray | None:
+    """Rows to train on, ascending; None for all."""
+    return None if n <= count else np.sort(np.random.default_rng(seed).choice(n, count, replace=False))
+
+
+def assign_rows(rows: FeatureRows, centroids: np.ndarray, idf: np.ndarray,
+                seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Nearest centroid of each prompt: (labels int32 [n], cosine float32 [n]). idf and seed are the codebook's."""
+    labels, similarity = np.empty(len(rows), dtype=np.int32), np.empty(len(rows), dtype=np.float32)
+    for part, block in blocks(rows):
+        labels[part], similarity[part] = assign(sketch(block, idf, centroids.shape[1], seed), centroids)
+    return labels, similarity
 
 
 def cards(rows: FeatureRows, clusters: Clusters) -> list[ClusterCard]:
     """A card for each cluster, in the order of their numbers."""
-    overall = np.bincount(rows.indices, minlength=rows.d_sae) / len(rows)
+    overall = document_frequency(rows) / len(rows)
+    k = len(clusters.codebook.centroids)
+    by_cluster = np.lexsort((-clusters.similarity, clusters.labels))  # within a cluster: nearest first
     made = []
-    for number in range(len(clusters.centroids)):
-        members = np.flatnonzero(clusters.labels == number)
+    for number, members in enumerate(np.split(by_cluster, np.searchsorted(clusters.labels[by_cluster], range(1, k)))):
         if not len(members):
             made.append(ClusterCard(number, 0, [], []))
             continue
         share = np.bincount(take(rows, members).indices, minlength=rows.d_sae) / len(members)
-        # a feature must be common here, or lift favours the rarest accident
-        lift = np.where(share >= 0.2, share / np.maximum(overall, 1e-9), 0.0)
+        common = np.flatnonzero(share >= 0.2)  # or lift favours the rarest accident
+        lift = share[common] / overall[common]
         top = np.argsort(-lift, kind="stable")[:_CARD_FEATURES]
-        nearest = members[np.argsort(-clusters.similarity[members], kind="stable")[:_CARD_PROMPTS]]
-        made.append(ClusterCard(number, len(members), [(int(f), round(float(lift[f]), 3)) for f in top if lift[f] > 0],
-                                [int(row) for row in nearest]))
+        made.append(ClusterCard(number, len(members), [(int(common[i]), round(float(lift[i]), 3)) for i in top],
+                                [int(row) for row in members[:_CARD_PROMPTS]]))
     return made

@@ -26,6 +26,7 @@ what lies at a place counts by its content hash."""
 Place = Annotated[str, INCIDENTAL]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**31 - 1)]
 
 
 class Section(BaseModel):
@@ -303,8 +304,11 @@ class SaeTrainingConfig(Section):
 class ClustersConfig(Section):
     """Diversity: k-means over what the SAE sees."""
 
-    k: Annotated[int, Field(ge=2)] = 32
-    """Number of clusters."""
+    k: Annotated[int, Field(ge=2)] | Literal["auto"] = 32
+    """Number of clusters. `auto`: the most clusters whose borders do not depend on which half of the prompts is looked
+    at (see `saerl_core.choose_k`); the curve is kept in the report."""
+    max_k: Annotated[int, Field(ge=8)] = 256
+    """The most clusters that `k: auto` considers; the fewest are 8."""
     dims: Count = 512
     """Width of the count-sketch in which k-means runs."""
     idf: bool = True
@@ -313,8 +317,29 @@ class ClustersConfig(Section):
     """Upper bound on k-means iterations."""
     restarts: Count = 3
     """k-means runs; the best objective wins."""
-    seed: int = 0
+    two_level_above: Count = 256
+    """More clusters than this are found in two levels, in a fraction of the time: about sqrt(k) clusters first, each
+    then divided in proportion to its size."""
+    previous: Annotated[str | None, INCIDENTAL] = None
+    """A manifest whose clusters are kept: prompts go to its centroids, and a cluster keeps its number from run to run.
+    It must have been made with the same reader and SAE; its sketch and idf are used in place of `dims` and `idf`."""
+    refit: Literal["always", "on_drift", "never"] = "on_drift"
+    """When to cluster anew although there is a `previous` manifest."""
+    max_drift: Share = 0.1
+    """Beyond this drift, keeping the previous clusters is no longer fair: the mean similarity to the nearest centroid
+    fell by this share, or the clusters' shares moved by this Jensen-Shannon divergence (0 to 1). From n prompts, chance
+    alone gives a divergence of about k / 5.5n."""
+    mini_batch_steps: Annotated[int, Field(ge=0)] = 0
+    """Move kept centroids towards the new prompts by this many steps of mini-batch k-means. 0: they stay."""
+    seed: Seed = 0
     """Seed of the sketch and of k-means."""
+
+    @model_validator(mode="after")
+    def _updates_need_a_start(self) -> Self:
+        if self.mini_batch_steps and self.previous is None:
+            raise ValueError(f"clusters.mini_batch_steps ({self.mini_batch_steps}) moves the clusters of a previous "
+                             "manifest, but clusters.previous names none")
+        return self
 
 
 class ServerConfig(Section):
@@ -438,31 +463,74 @@ class QualityConfig(Section):
         return text
 
 
+class CoverageConfig(Section):
+    """Fewer prompts that still cover what the SAE sees, for whom the data set is too large."""
+
+    budget: Count | None = None
+    """Keep this many prompts, of each cluster in proportion to its size. Default: all."""
+    method: Literal["facility_location", "log_det"] = "facility_location"
+    """`facility_location`: every prompt has a similar one among those that are kept. `log_det`: those that are kept are
+    unlike each other. Both chosen greedily."""
+    seed: Seed = 0
+    """Seed of the parts into which large clusters are split."""
+
+
 class ScheduleConfig(Section):
-    """Which prompts share a batch, and in which order the batches come."""
+    """Which prompts share a batch, and in which order the batches come.
+
+    One set of parameters reaches the known strategies:
+
+    | strategy | parameters |
+    |---|---|
+    | moderate mixing (the default) | `clusters_per_batch: 4, tail_mix: 0.25` |
+    | extreme: one example a cluster | `clusters_per_batch: <batch_size>, tail_mix: 0` |
+    | proportional sampling from every cluster | `clusters_per_batch: all, share: proportional, tail_mix: 0` |
+    | uniform over clusters | `clusters_per_batch: all, tail_mix: 0` |
+    | quartile stages | `stages: 4` |
+    | global easy to hard | `clusters_per_batch: null, tail_mix: 0` |
+    | hard to easy | `order: hard_first` |
+    | easy prompts fade out | `fading: 0.5` |
+    | shuffled (plain GRPO) | `clusters_per_batch: null, fading: 1, tail_mix: 0` |
+    """
 
     batch_size: Count = 32
     """Prompts per batch. verl takes one batch a step."""
-    clusters_per_batch: Count = 4
-    """A batch is drawn from this many clusters, taking turns."""
+    clusters_per_batch: Count | Literal["all"] | None = 4
+    """A batch is drawn from this many clusters, taking turns. `all`: from every cluster that still has prompts. `null`:
+    clusters play no part."""
+    share: Literal["equal", "proportional"] = "equal"
+    """What each of these clusters gives to a batch: all the same number, or in proportion to its size."""
     tail_mix: Share = 0.25
     """Share of each batch's tail that is exchanged with the next batch."""
-    curriculum: Literal["within_clusters", "none"] = "within_clusters"
-    """`within_clusters`: each cluster from easy to hard. `none`: each cluster shuffled."""
+    order: Literal["easy_first", "hard_first"] = "easy_first"
+    """Direction of difficulty, within each cluster and over the stages."""
+    stages: Count = 1
+    """Cut the prompts by difficulty into this many stages, one after the other, each drawn from clusters as above. 1:
+    difficulty orders within clusters only."""
+    fading: Share = 0.0
+    """Blend each prompt's rank by difficulty with a random rank, with this weight. 0: strict order. 1: shuffled.
+    Between: easy prompts thin out while hard ones come in (cf. E2H, arXiv 2506.06632)."""
+    min_difficulty: Share = 0.0
+    """Prompts predicted easier than this are left out: a group that is always solved has no advantage."""
     max_difficulty: Share = 1.0
     """Prompts predicted harder than this are left out: a group that is never solved has no advantage."""
     steps: Count | None = None
     """Number of batches. Default: all full batches of one epoch."""
     epochs: Count = 1
-    """Passes over the kept prompts, each in the same order of batches."""
-    seed: int = 0
-    """Seed of the order of clusters and of ties."""
+    """Passes over the kept prompts."""
+    reshuffle_epochs: bool = False
+    """Draw each epoch's batches anew, from the same prompts with another seed. Default: the same batches again."""
+    seed: Seed = 0
+    """Seed of the order of clusters, of ties, and of the random ranks."""
 
     @model_validator(mode="after")
     def _clusters_fit_batch(self) -> Self:
-        if self.clusters_per_batch > self.batch_size:
+        if isinstance(self.clusters_per_batch, int) and self.clusters_per_batch > self.batch_size:
             raise ValueError(f"schedule.clusters_per_batch ({self.clusters_per_batch}) is larger than "
                              f"schedule.batch_size ({self.batch_size}): a batch cannot hold that many clusters")
+        if self.min_difficulty > self.max_difficulty:
+            raise ValueError(f"schedule.min_difficulty ({self.min_difficulty}) is larger than "
+                             f"schedule.max_difficulty ({self.max_difficulty}): no prompt lies between")
         return self
 
 
@@ -567,6 +635,7 @@ class RunConfig(Section):
     labels: LabelsConfig = LabelsConfig()
     difficulty: DifficultyConfig = DifficultyConfig()
     quality: QualityConfig = QualityConfig()
+    coverage: CoverageConfig = CoverageConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     policy: PolicyConfig
     train: TrainConfig = TrainConfig()
@@ -607,6 +676,13 @@ class RunConfig(Section):
         if training and None not in (training.layer, self.features.layer) and training.layer != self.features.layer:
             raise ValueError(f"sae_training.layer ({training.layer}) and features.layer ({self.features.layer}) "
                              "differ: the SAE is trained on the layer that is read")
+        return self
+
+    @model_validator(mode="after")
+    def _coverage_fills_a_batch(self) -> Self:
+        if self.coverage.budget is not None and self.coverage.budget < self.schedule.batch_size:
+            raise ValueError(f"coverage.budget ({self.coverage.budget}) is smaller than schedule.batch_size "
+                             f"({self.schedule.batch_size}): not one batch could be filled")
         return self
 
     def resolve(self, name: str) -> Path:
@@ -675,9 +751,10 @@ def _override(tree: dict[str, Any], override: str) -> None:
 def _first_line(error: ValidationError) -> str:
     """The first of pydantic's errors as one line; unknown keys first, for they explain missing ones."""
     details = sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
-    first, more = details[0], len(details) - 1
+    first, fields = details[0], [_field_of(item["loc"]) for item in details]
+    more = len(set(fields)) - 1
     suffix = f" (and {more} more)" if more else ""
-    where = ".".join(str(part) for part in first["loc"])
+    where = ".".join(fields[0])
     if first["type"] == "extra_forbidden":
         known = _fields_at(first["loc"][:-1])
         nearest = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.5)
@@ -685,11 +762,17 @@ def _first_line(error: ValidationError) -> str:
         return f"unknown key {where!r}; {hint}{suffix}"
     if first["type"] == "missing":
         return f"{where} is missing{suffix}"
-    message = first["msg"].removeprefix("Value error, ")
+    message = " or ".join(item["msg"].removeprefix("Value error, ") for item, field in zip(details, fields, strict=True)
+                          if field == fields[0])  # a field of several types has an error for each
     if not where or isinstance(first["input"], dict):
         return message + suffix  # a check across fields, which names them itself
     value = repr(first["input"])
     return f"{where} = {value if len(value) <= 60 else value[:57] + '...'}: {message}{suffix}"
+
+
+def _field_of(loc: tuple[int | str, ...]) -> tuple[str, ...]:
+    """The field that an error is about: without the types that pydantic tried there (`literal['auto']`)."""
+    return tuple(str(part) for part in loc if isinstance(part, int) or part.isidentifier())
 
 
 def _fields_at(loc: tuple[int | str, ...]) -> list[str]:

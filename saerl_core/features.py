@@ -90,6 +90,17 @@ def take(rows: FeatureRows, order: Sequence[int] | np.ndarray) -> FeatureRows:
                        rows.masked[order], rows.cut[order], rows.fvu[order], rows.d_sae)
 
 
+def blocks(rows: FeatureRows, size: int = 16_384) -> Iterator[tuple[slice, FeatureRows]]:
+    """Consecutive rows, `size` at a time, without a copy: (which rows, the rows)."""
+    for start in range(0, len(rows), size):
+        part = slice(start, min(start + size, len(rows)))
+        first, last = rows.indptr[part.start], rows.indptr[part.stop]
+        entries = slice(first, last)
+        yield part, FeatureRows(rows.indptr[part.start : part.stop + 1] - first, rows.indices[entries],
+                                rows.mean[entries], rows.max[entries], rows.tokens[part], rows.masked[part],
+                                rows.cut[part], rows.fvu[part], rows.d_sae)
+
+
 def concatenate(parts: Sequence[FeatureRows]) -> FeatureRows:
     """Rows of several parts, one after the other; all of the same SAE."""
     lengths = np.concatenate([part.active() for part in parts])

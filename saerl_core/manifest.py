@@ -3,8 +3,13 @@
     train.parquet     verl's schema, rows in training order, batch after batch
     dropped.parquet   every prompt that is not trained on, with the reason
     scores.parquet    every prompt with its cluster, scores and label, if any
+    clusters.safetensors  centroids, idf and their figures: what the next run needs to keep these clusters
     report.html       the same for people; summary.md is its short form
     manifest.json     written last: provenance, counts, figures, and each file's hash
+
+In the header, of the shape of the data: `clusters.sizes`, `.cards`; `.choice`, how k was chosen (k and its curve of
+stability: k, mean, error); `.drift`, `.kept`, how far prompts are from the clusters of a previous manifest, and whether
+those were kept; `batches_overlap`, the mean pairwise cosine in each batch, `ours` and `shuffled`, one figure a batch.
 
 The folder is named by the hash of manifest.json, which names the hash of every other file. Nothing in it depends on
 time or place: the same inputs give the same bytes.
@@ -32,6 +37,7 @@ from saerl_core.schedule import Schedule
 
 VERSION = 1
 HEADER = "manifest.json"
+CODEBOOK = "clusters.safetensors"
 _LIBRARIES = ("saerl", "torch", "transformers", "sae-lens", "faiss-cpu", "polars", "scikit-learn", "scipy", "numpy",
               "matplotlib", "pillow", "jinja2")
 
@@ -134,7 +140,7 @@ def library_versions() -> dict[str, str]:
 
 
 def write_manifest(root: Path, curation: Curation, provenance: Mapping[str, Any],
-                   render: Callable[[Mapping[str, Any]], Mapping[str, str]]) -> ArtifactRef:
+                   render: Callable[[Mapping[str, Any]], Mapping[str, str]], codebook: bytes) -> ArtifactRef:
     """Write a manifest folder under `root`.
 
     Args:
@@ -142,15 +148,16 @@ def write_manifest(root: Path, curation: Curation, provenance: Mapping[str, Any]
         curation: The stages' findings.
         provenance: JSON-able header fields: hashes of the inputs, settings, figures.
         render: Header fields → text files to add, by name: the report page and its summary.
+        codebook: The clusters (`clusters.codebook_bytes`).
 
     Raises:
         AssertionError: rows were lost or repeated: a bug of ours, stopped before it is written.
     """
     schedule = curation.schedule
     number = counts(curation)
-    kept = {int(row) for row in schedule.batches.ravel()}
-    undropped = set(np.flatnonzero(curation.table["drop_reason"].is_null().to_numpy()).tolist())
-    assert kept == undropped, "every prompt must be either trained on or dropped with a reason"
+    undropped = np.flatnonzero(curation.table["drop_reason"].is_null().to_numpy())
+    kept = np.unique(schedule.batches)
+    assert np.array_equal(kept, undropped), "every prompt must be either trained on or dropped with a reason"
     header = {
         "format": VERSION,
         "prompts": number,
@@ -164,6 +171,7 @@ def write_manifest(root: Path, curation: Curation, provenance: Mapping[str, Any]
         training_frame(curation).write_parquet(staged / "train.parquet")
         dropped_frame(curation).write_parquet(staged / "dropped.parquet")
         scores_frame(curation).write_parquet(staged / "scores.parquet")
+        (staged / CODEBOOK).write_bytes(codebook)
         for name, text in render(header).items():
             (staged / name).write_text(text, encoding="utf-8")
         return artifact.seal(staged, "", header, HEADER)

@@ -2,7 +2,8 @@
 
 Every cluster is a queue, from easy to hard. A batch is drawn from a few clusters that take turns; those that have
 most of their queue left go first, so that all clusters move through their difficulty at the same pace. Then each
-batch exchanges its tail with the next one's head ("moderate mixing").
+batch exchanges its tail with the next one's head ("moderate mixing"). The parameters bend each of these rules; the
+strategies that they reach are listed with `ScheduleConfig`.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from typing import Literal
 
 import numpy as np
 
+from saerl_core.apportion import apportion
 from saerl_core.config import ScheduleConfig
 from saerl_core.errors import DataError
 
-VERSION = 1
+VERSION = 2
 
-ScheduleDropReason = Literal["too_hard", "beyond_steps", "remainder"]
+ScheduleDropReason = Literal["too_easy", "too_hard", "beyond_steps", "remainder"]
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,8 @@ class Schedule:
     """int64 [batches, batch_size]: row numbers, all epochs one after the other"""
     epoch: np.ndarray
     """int32 [batches]"""
-    dropped: dict[int, ScheduleDropReason]
-    """rows that no batch holds, and why"""
+    dropped: dict[ScheduleDropReason, np.ndarray]
+    """reason → int64 row numbers, ascending: the rows that no batch holds"""
 
 
 def make_schedule(clusters: np.ndarray, difficulty: np.ndarray, config: ScheduleConfig) -> Schedule:
@@ -38,77 +40,135 @@ def make_schedule(clusters: np.ndarray, difficulty: np.ndarray, config: Schedule
     Args:
         clusters: int [n].
         difficulty: float [n] in [0, 1].
-        config: Batch size, mixing, curriculum, budget, seed. The result depends on nothing else.
+        config: Batch size, mixing, order, budget, seed. The result depends on nothing else.
 
     Raises:
         DataError: fewer prompts than one batch needs.
     """
-    rng = np.random.default_rng(config.seed)
-    tie = rng.permutation(len(clusters))
-    dropped: dict[int, ScheduleDropReason] = {
-        int(row): "too_hard" for row in np.flatnonzero(difficulty > config.max_difficulty)
-    }
-    candidates = np.setdiff1d(np.arange(len(clusters)), list(dropped))
+    dropped = outside_band(difficulty, config)
+    inside = np.ones(len(clusters), dtype=bool)
+    for rows in dropped.values():
+        inside[rows] = False
+    candidates = np.flatnonzero(inside)
     full = len(candidates) // config.batch_size
     if full == 0:
         raise DataError(f"schedule.batch_size = {config.batch_size} is larger than the data: {len(candidates)} of "
-                        f"{len(clusters)} prompts are left to schedule")
+                        f"{len(clusters)} prompts are left to schedule"
+                        + (f" ({len(clusters) - len(candidates)} are outside schedule.min_difficulty and "
+                           "max_difficulty)" if dropped else ""))
     per_epoch = min(full, config.steps or full)
-    effort = difficulty if config.curriculum == "within_clusters" else np.zeros(len(clusters))
-    queues = {int(number): sorted((int(row) for row in candidates[clusters[candidates] == number]),
-                                  key=lambda row: (effort[row], tie[row]))
-              for number in np.unique(clusters[candidates])}
-    thinned = _thin(queues, per_epoch * config.batch_size)
-    chosen = {row for queue in thinned.values() for row in queue}
+    if config.clusters_per_batch is None:
+        clusters = np.zeros_like(clusters)
+
+    chosen, epochs = candidates, []
+    for epoch in range(config.epochs if config.reshuffle_epochs else 1):
+        rng = np.random.default_rng([config.seed, epoch])
+        place = _places(difficulty, config, rng)
+        if epoch == 0:
+            chosen = _thin(candidates, clusters, place, per_epoch * config.batch_size)
+        epochs.append(_mix_tails(_stages(chosen, clusters, place, config, rng), config.tail_mix))
+    batches = np.concatenate(epochs if config.reshuffle_epochs else epochs * config.epochs)
+
     reason: ScheduleDropReason = "remainder" if per_epoch == full else "beyond_steps"
-    dropped |= {int(row): reason for row in candidates if int(row) not in chosen}
-    epoch_batches = _mix_tails(_draw(thinned, config, rng), config.tail_mix)
-    total = min(config.steps or per_epoch * config.epochs, per_epoch * config.epochs)
-    batches = np.concatenate([epoch_batches] * config.epochs)[:total]
-    epoch = np.repeat(np.arange(config.epochs, dtype=np.int32), per_epoch)[:total]
-    return Schedule(batches, epoch, dropped)
+    if len(chosen) < len(candidates):
+        dropped[reason] = np.setdiff1d(candidates, chosen, assume_unique=True)
+    total = min(config.steps or len(batches), len(batches))
+    return Schedule(batches[:total], np.repeat(np.arange(config.epochs, dtype=np.int32), per_epoch)[:total], dropped)
 
 
-def _thin(queues: dict[int, list[int]], budget: int) -> dict[int, list[int]]:
-    """Keep `budget` rows: of each cluster its share (largest remainder), evenly from easy to hard."""
-    total = sum(map(len, queues.values()))
-    exact = {number: len(queue) * budget / total for number, queue in queues.items()}
-    quota = {number: int(share) for number, share in exact.items()}
-    by_remainder = sorted(queues, key=lambda number: (quota[number] - exact[number], number))
-    for number in by_remainder[: budget - sum(quota.values())]:
-        quota[number] += 1
-    return {number: [queue[i] for i in np.linspace(0, len(queue) - 1, quota[number]).round().astype(int)]
-            for number, queue in queues.items() if quota[number]}
+def outside_band(difficulty: np.ndarray, config: ScheduleConfig) -> dict[ScheduleDropReason, np.ndarray]:
+    """Rows that are predicted too easy or too hard, by reason; a reason without rows is left out."""
+    outside: dict[ScheduleDropReason, np.ndarray] = {
+        "too_easy": np.flatnonzero(difficulty < config.min_difficulty),
+        "too_hard": np.flatnonzero(difficulty > config.max_difficulty),
+    }
+    return {reason: rows for reason, rows in outside.items() if len(rows)}
 
 
-def _draw(queues: dict[int, list[int]], config: ScheduleConfig, rng: np.random.Generator) -> np.ndarray:
-    """Batches [n, batch_size], each drawn from `clusters_per_batch` clusters that take turns."""
-    size = {number: len(queue) for number, queue in queues.items()}
-    used = dict.fromkeys(queues, 0)
-    luck = dict(zip(queues, rng.random(len(queues)), strict=True))
+def _places(difficulty: np.ndarray, config: ScheduleConfig, rng: np.random.Generator) -> np.ndarray:
+    """int64 [n]: each row's place in one global queue, all different; ties and fading by lot."""
+    lot = rng.permutation(len(difficulty))
+    effort = difficulty if config.order == "easy_first" else -difficulty
+    rank = _ranks(np.lexsort((lot, effort)))
+    return _ranks(np.lexsort((lot, (1 - config.fading) * rank + config.fading * lot)))
 
-    def left(number: int) -> float:
-        return 1 - used[number] / size[number]
 
-    batches = []
-    for _ in range(sum(size.values()) // config.batch_size):
-        waiting = sorted((n for n in queues if used[n] < size[n]), key=lambda n: (-left(n), luck[n]))
-        drawing, waiting = waiting[: config.clusters_per_batch], waiting[config.clusters_per_batch :]
-        batch: list[int] = []
-        turn = 0
-        while len(batch) < config.batch_size:
-            number = drawing[turn % len(drawing)]
-            batch.append(queues[number][used[number]])
-            used[number] += 1
-            if used[number] < size[number]:
-                turn += 1
-            elif waiting:
-                drawing[turn % len(drawing)] = waiting.pop(0)  # an empty queue hands its turn on
-                turn += 1
-            else:
-                drawing.remove(number)
-        batches.append(batch)
-    return np.array(batches, dtype=np.int64)
+def _ranks(order: np.ndarray) -> np.ndarray:
+    """The inverse of a permutation."""
+    ranks = np.empty_like(order)
+    ranks[order] = np.arange(len(order))
+    return ranks
+
+
+def _thin(candidates: np.ndarray, clusters: np.ndarray, place: np.ndarray, budget: int) -> np.ndarray:
+    """Keep `budget` rows: of each cluster its share, evenly from the head of its queue to its end."""
+    queued = candidates[np.lexsort((place[candidates], clusters[candidates]))]
+    _, start, size = np.unique(clusters[queued], return_index=True, return_counts=True)
+    quota = apportion(budget, size)
+    kept = [first + np.linspace(0, length - 1, count).round().astype(np.int64)
+            for first, length, count in zip(start, size, quota, strict=True)]
+    return queued[np.concatenate(kept)]
+
+
+def _stages(chosen: np.ndarray, clusters: np.ndarray, place: np.ndarray, config: ScheduleConfig,
+            rng: np.random.Generator) -> np.ndarray:
+    """Batches [n, batch_size], stage after stage; a stage is as good as an equal share of the batches."""
+    in_place = chosen[np.argsort(place[chosen])]
+    count = len(chosen) // config.batch_size
+    cuts = np.arange(1, min(config.stages, count)) * count // min(config.stages, count)
+    return np.concatenate([_draw(rows, clusters, config, rng)
+                           for rows in np.split(in_place, cuts * config.batch_size)])
+
+
+def _draw(rows: np.ndarray, clusters: np.ndarray, config: ScheduleConfig, rng: np.random.Generator) -> np.ndarray:
+    """Rows in the order of their places → batches [n, batch_size], each drawn from `clusters_per_batch` clusters."""
+    numbers, own, size = np.unique(clusters[rows], return_inverse=True, return_counts=True)
+    luck = np.argsort(rng.random(len(numbers)))  # from here on a cluster's number decides ties
+    own, size = _ranks(luck)[own], size[luck]
+    batch, cluster, count = np.array(_turns(size, config)).T
+    part = np.repeat(np.arange(len(count)), count)
+    nth = np.arange(len(rows)) - np.repeat(np.cumsum(count) - count, count)
+    slots = np.empty_like(rows)
+    # the slots of a cluster, in the order in which they are drawn, take its rows in the order of their places
+    slots[np.argsort(cluster[part], kind="stable")] = rows[np.argsort(own, kind="stable")]
+    # within a batch, clusters take turns: each spreads what it gives evenly over the batch
+    return slots[np.lexsort((part, (nth + 0.5) / count[part], batch[part]))].reshape(-1, config.batch_size)
+
+
+def _turns(size: np.ndarray, config: ScheduleConfig) -> list[tuple[int, int, int]]:
+    """How many prompts each cluster gives to each batch: (batch, cluster, count), in the order of drawing.
+
+    Args:
+        size: int [k], prompts of each cluster; their sum is a multiple of the batch size.
+        config: Batch size, clusters per batch, share.
+    """
+    equal = config.share == "equal"
+    at_once = len(size) if config.clusters_per_batch in ("all", None) else int(config.clusters_per_batch)
+    used = np.zeros_like(size)
+    turns: list[tuple[int, int, int]] = []
+    for batch in range(int(size.sum()) // config.batch_size):
+        given = np.zeros_like(size)
+        # in proportion, a cluster's next prompt is due at the middle of its share: small ones do not block the line
+        due = (used + (0 if equal else 0.5)) / size
+        line = np.argsort(np.where(used < size, due, np.inf), kind="stable")[: np.count_nonzero(used < size)]
+        drawn, line = line[:at_once], line[at_once:]
+        takers, room = drawn, config.batch_size
+        while room:
+            if equal:
+                want = np.ones(len(takers))
+            else:  # all takers come to the same pace
+                pace = (room + used[takers].sum()) / size[takers].sum()
+                want = np.maximum(pace * size[takers] - used[takers], 0)
+            gives = np.minimum(apportion(room, want), (size - used)[takers])
+            given[takers] += gives
+            used[takers] += gives
+            room -= int(gives.sum())
+            # a cluster that runs dry hands its place to the next in line, or else its slots to the others
+            dry = np.count_nonzero(used[takers] == size[takers])
+            takers, line = (line[:dry], line[dry:]) if len(line) else (drawn[used[drawn] < size[drawn]], line)
+            drawn = np.concatenate([drawn, takers[~np.isin(takers, drawn)]])
+        turns += [(batch, int(number), int(given[number])) for number in drawn if given[number]]
+    return turns
 
 
 def _mix_tails(batches: np.ndarray, share: float) -> np.ndarray:
@@ -116,6 +176,5 @@ def _mix_tails(batches: np.ndarray, share: float) -> np.ndarray:
     mixed = batches.copy()
     count = min(round(share * batches.shape[1]), batches.shape[1] // 2)
     if count:
-        for i in range(len(mixed) - 1):
-            mixed[i, -count:], mixed[i + 1, :count] = mixed[i + 1, :count].copy(), mixed[i, -count:].copy()
+        mixed[:-1, -count:], mixed[1:, :count] = batches[1:, :count], batches[:-1, -count:]
     return mixed

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from saerl_core import hygiene, schedule
+from saerl_core import coverage, hygiene, overlap, schedule
 from saerl_core import manifest as core
 from saerl_core.artifact import ArtifactRef
-from saerl_core.config import RunConfig
+from saerl_core.clusters import Codebook
+from saerl_core.config import RunConfig, ScheduleConfig
 from saerl_core.errors import ConfigError
+from saerl_core.features import FeatureRows
 from saerl_core.hashing import hash_value
 from saerl_core.manifest import Curation
 from saerl_core.quality import low_quality
+from saerl_core.schedule import Schedule
 from tasks import cluster
 from tasks.caching import stage
 from tasks.extract import load_rows
 from tasks.inputs import Inputs
 from tasks.label import TARGETS, load_labels
+from tasks.progress import Progress
 from tasks.quality import load_suspicion
 from tasks.read import load_findings, load_table
 from tasks.scores import load_scores
@@ -29,12 +34,12 @@ from tasks.scores import load_scores
 SUMMARY = "summary.md"
 
 
-@stage("manifest", core.VERSION * 100 + schedule.VERSION,
+@stage("manifest", core.VERSION * 10_000 + coverage.VERSION * 100 + schedule.VERSION,
        of=("table", "features", "clusters", "labels", "difficulty", "quality", "suspects", "settings_hash"))
 def manifest(root: Path, inputs: Inputs, config: RunConfig, table: ArtifactRef, features: ArtifactRef,
              clusters: ArtifactRef, labels: ArtifactRef | None, difficulty: ArtifactRef, quality: ArtifactRef,
              suspects: ArtifactRef | None, settings_hash: str) -> ArtifactRef:
-    """Assemble, order and write the manifest. `settings_hash` is `curation_hash(config, inputs)`."""
+    """Select, order and write the manifest. `settings_hash` is `curation_hash(config, inputs)`."""
     from saerl_core.report import markdown, page
 
     all_rows = load_table(table)
@@ -42,37 +47,38 @@ def manifest(root: Path, inputs: Inputs, config: RunConfig, table: ArtifactRef, 
     hard, difficulty_report = load_scores(difficulty)
     good, quality_report = load_scores(quality)
     bad, note = low_quality(good, config.quality) if quality_report["used"] else (np.zeros(len(usable), bool), "")
+    findings = load_findings(table)
+    notes = [*hygiene.summary(findings), *filter(None, [note])]
+    suspected, suspicion_report = load_suspicion(suspects) if suspects is not None else ([], None)
     pass_rate, doubtful = _label_columns(labels, len(usable))
-    refused = doubtful & config.labels.drop_doubtful
-    grouped = cluster.load_labels(clusters)
-    suspected, suspicion_report = np.zeros(len(usable), bool), None
-    if suspects is not None:
-        rows, suspicion_report = load_suspicion(suspects)
-        suspected[rows] = True
-    candidates = np.flatnonzero(~(bad | refused | suspected))
-    plan = schedule.make_schedule(grouped[candidates], hard[candidates], config.schedule)
-    to_table = usable[candidates]
+    refused = np.flatnonzero(doubtful & config.labels.drop_doubtful)
+    grouped, codebook, rows = cluster.load_labels(clusters), cluster.load_codebook(clusters), load_rows(features)
+    plan_config = config.schedule
+    if not difficulty_report["used"]:
+        plan_config = plan_config.model_copy(update={"min_difficulty": 0.0, "max_difficulty": 1.0})
+        if plan_config != config.schedule:
+            notes.append("difficulty is not used, so schedule.min_difficulty and max_difficulty drop nothing")
+    judged = {"suspect_answer": np.array(suspected, dtype=np.int64), "doubtful_label": refused,
+              "low_quality": np.flatnonzero(bad)}
+    good_rows = np.setdiff1d(np.arange(len(usable)), np.concatenate(list(judged.values())))
+    candidates, passed_over = _select(good_rows, config, plan_config, rows, grouped, hard, codebook)
+    plan = schedule.make_schedule(grouped[candidates], hard[candidates], plan_config)
+    plan = replace(plan, batches=candidates[plan.batches],
+                   dropped={reason: candidates[dropped] for reason, dropped in plan.dropped.items()})
 
-    reasons = all_rows["drop_reason"].to_list()
-    for row in usable[suspected]:
-        reasons[row] = "suspect_answer"
-    for row in usable[refused]:
-        reasons[row] = "doubtful_label"
-    for row in usable[bad]:
-        reasons[row] = "low_quality"
-    for row, reason in plan.dropped.items():
-        reasons[to_table[row]] = reason
+    reasons = all_rows["drop_reason"].to_numpy().astype(object)
+    for reason, dropped in {**judged, "not_selected": passed_over, **plan.dropped}.items():
+        reasons[usable[dropped]] = reason
     curation = Curation(
-        table=all_rows.with_columns(drop_reason=pl.Series(reasons, dtype=pl.String)),
+        table=all_rows.with_columns(drop_reason=pl.Series(reasons.tolist(), dtype=pl.String)),
         cluster=_spread(grouped, usable, len(reasons), -1),
         difficulty=_spread(hard, usable, len(reasons), np.nan),
         quality=_spread(good, usable, len(reasons), np.nan),
         pass_rate=_spread(pass_rate, usable, len(reasons), np.nan),
-        schedule=schedule.Schedule(to_table[plan.batches], plan.epoch, {}),
+        schedule=schedule.Schedule(usable[plan.batches], plan.epoch, {}),
         doubtful=_spread(doubtful, usable, len(reasons), False),
     )
-    findings = load_findings(table)
-    cards = json.loads((clusters.path / cluster.CARDS).read_text(encoding="utf-8"))
+    cards = cluster.load_about(clusters)
     for card in cards["cards"]:
         card["nearest"] = [int(usable[row]) for row in card["nearest"]]
     provenance = {
@@ -85,14 +91,34 @@ def manifest(root: Path, inputs: Inputs, config: RunConfig, table: ArtifactRef, 
         "difficulty": difficulty_report,
         "quality": quality_report,
         "suspicion": suspicion_report,
+        "batches_overlap": _overlap(rows, codebook, plan, config.schedule.seed),
         "seed": config.schedule.seed,
-        "notes": [*hygiene.summary(findings), *filter(None, [note])],
+        "notes": notes,
     }
-    active = load_rows(features).active()
+    active = rows.active()
     return core.write_manifest(root / "manifests", curation, provenance, lambda header: {
         "report.html": page.render(header, curation, active=active),
         SUMMARY: markdown.summary(header, curation),
-    })
+    }, (clusters.path / core.CODEBOOK).read_bytes())
+
+
+def _select(candidates: np.ndarray, config: RunConfig, plan: ScheduleConfig, rows: FeatureRows, grouped: np.ndarray,
+            hard: np.ndarray, codebook: Codebook) -> tuple[np.ndarray, np.ndarray]:
+    """(candidates of the schedule, those that coverage passed over); too easy and too hard ones cost no budget."""
+    if config.coverage.budget is None:
+        return candidates, candidates[:0]
+    outside = [candidates[:0], *schedule.outside_band(hard[candidates], plan).values()]
+    inside = np.delete(candidates, np.concatenate(outside))
+    chosen = coverage.select(rows, grouped, codebook, inside, config.coverage, Progress("cover", "prompts"))
+    passed_over = np.setdiff1d(inside, chosen, assume_unique=True)
+    return np.setdiff1d(candidates, passed_over, assume_unique=True), passed_over
+
+
+def _overlap(rows: FeatureRows, codebook: Codebook, plan: Schedule, seed: int) -> dict[str, list[float]]:
+    """Mean pairwise cosine in each batch, for our order and for the same prompts shuffled."""
+    orders = {"ours": plan.batches, "shuffled": overlap.shuffled(plan, seed)}
+    return {name: np.round(overlap.batch_overlap(rows, codebook.idf, order), 4).tolist()
+            for name, order in orders.items()}
 
 
 def curation_hash(config: RunConfig, inputs: Inputs) -> str:

@@ -33,7 +33,9 @@ REASONS = {
     "doubtful_label": "Never solved, and there is a sign that this is the grader's failure (labels.drop_doubtful).",
     "suspect_answer": "Its answer is among those that the policy finds least likely (quality.suspect_answers).",
     "low_quality": "The quality probe scores it below quality.threshold. Worst first.",
+    "too_easy": "Predicted easier than schedule.min_difficulty. Easiest first.",
     "too_hard": "Predicted harder than schedule.max_difficulty. Hardest first.",
+    "not_selected": "Passed over by coverage selection: prompts like it are kept.",
     "beyond_steps": "More than schedule.steps batches can hold; thinned evenly from easy to hard.",
     "remainder": "Too few to fill one more batch.",
 }
@@ -224,8 +226,8 @@ def _telling(rows: Sequence[int], reason: str, curation: Curation) -> list[int]:
     """Some of the rows: the extreme ones where a score decided, else evenly through the file."""
     if reason == "low_quality":
         return sorted(rows, key=lambda row: curation.quality[row])[:_SAMPLES]
-    if reason == "too_hard":
-        return sorted(rows, key=lambda row: -curation.difficulty[row])[:_SAMPLES]
+    if reason in ("too_easy", "too_hard"):
+        return sorted(rows, key=lambda row: curation.difficulty[row], reverse=reason == "too_hard")[:_SAMPLES]
     chosen = np.linspace(0, len(rows) - 1, min(len(rows), _SAMPLES)).round().astype(int)
     return [rows[i] for i in chosen]
 
@@ -245,11 +247,16 @@ def _batches(header: Mapping[str, Any], curation: Curation) -> dict[str, Any]:
     mean = _batch_difficulty(curation)
     words = f"Batch k is step k of the training. A batch holds prompts of {_mixture(curation).mean():.1f} clusters."
     if "clusters_per_batch" in settings:
-        words = (f"Batch k is step k of the training. It is drawn from {settings['clusters_per_batch']} clusters that "
-                 f"take turns, and exchanges {percent(settings.get('tail_mix', 0), 0)} of its tail with the next "
-                 f"batch, so that it holds {_mixture(curation).mean():.1f} clusters on average.")
-        words += (" Each cluster goes from easy to hard." if settings.get("curriculum") == "within_clusters" and
-                  mean is not None else " Within a cluster the order is random.")
+        drawn = {None: "without regard to clusters", "all": "from every cluster in turn"}.get(
+            settings["clusters_per_batch"], f"from {settings['clusters_per_batch']} clusters that take turns")
+        words = (f"Batch k is step k of the training. It is drawn {drawn}, and exchanges "
+                 f"{percent(settings.get('tail_mix', 0), 0)} of its tail with the next batch, so that it holds "
+                 f"{_mixture(curation).mean():.1f} clusters on average. ")
+        whole = "The whole set" if settings["clusters_per_batch"] is None else "Each cluster"
+        direction = "from hard to easy" if settings.get("order") == "hard_first" else "from easy to hard"
+        fading = settings.get("fading", 0)
+        words += ("The order within is random." if mean is None or fading == 1 else
+                  f"{whole} goes {direction}" + (f", blended with {percent(fading, 0)} of chance." if fading else "."))
     sequence = figures.batch_sequence(schedule.batches, curation.cluster, curation.difficulty, schedule.epoch,
                                       figures.cluster_colours(cluster_count(header, curation)))
     roll = figures.cluster_roll(schedule.batches, curation.cluster, curation.difficulty)

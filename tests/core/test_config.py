@@ -31,6 +31,14 @@ def build(**sections: Any) -> RunConfig:
     ({"schedule": {"batch_size": "many"}}, "schedule.batch_size = 'many'"),
     ({"schedule": {"batch_size": 2, "clusters_per_batch": 3}}, "schedule.clusters_per_batch (3) is larger than "
                                                                 "schedule.batch_size (2)"),
+    ({"clusters": {"k": "many"}}, "clusters.k = 'many': Input should be a valid integer, unable to parse string as an "
+                                  "integer or Input should be 'auto'"),
+    ({"clusters": {"mini_batch_steps": 5}}, "clusters.mini_batch_steps (5) moves the clusters of a previous manifest"),
+    ({"schedule": {"clusters_per_batch": "some"}}, "schedule.clusters_per_batch = 'some'"),
+    ({"schedule": {"min_difficulty": 0.9, "max_difficulty": 0.1}}, "schedule.min_difficulty (0.9) is larger than "
+                                                                   "schedule.max_difficulty (0.1)"),
+    ({"schedule": {"seed": -1}}, "schedule.seed = -1"),
+    ({"coverage": {"budget": 10}}, "coverage.budget (10) is smaller than schedule.batch_size (32)"),
     ({"train": {"gpus": 3, "tensor_parallel": 2}}, "train.gpus (3) is not a multiple of train.tensor_parallel (2)"),
     ({"labels": {"source": "column"}}, "labels.source is 'column' but data.columns.pass_rate names none"),
     ({"labels": {"source": "level"}}, "labels.source is 'level' but data.columns.level names none"),
@@ -96,7 +104,8 @@ def test_packaged_names_cannot_leave_the_package() -> None:
 
 def test_places_and_speed_are_no_part_of_what_is_cached() -> None:
     here = build(workspace="a", features={"device": "cpu", "shard_rows": 5})
-    there = build(workspace="b", features={"model": "elsewhere", "tokens_per_batch": 99}, data={"path": "q.jsonl"})
+    there = build(workspace="b", features={"model": "elsewhere", "tokens_per_batch": 99}, data={"path": "q.jsonl"},
+                  clusters={"previous": "c"})
     assert content(here) == content(there)
     assert content(here) != content(build(features={"max_tokens": 5}))
 

@@ -86,6 +86,7 @@ def test_bad_data_is_one_line_and_leaves_nothing_behind(saerl: Run, tmp_path: Pa
     ("policy.model=./nowhere", "nowhere: no model there"),
     ("schedule.batch_size=1000", "schedule.batch_size = 1000 is larger than the data: 60"),
     ("clusters.k=one", "clusters.k = 'one'"),
+    ("clusters.previous=nowhere", "nowhere: no such manifest"),
     ("data.preset=gsm9k", "data.preset = 'gsm9k'"),
     ("data.path=hub:nowhere", "expected hub:owner/name"),
     ("data.path=hub:owner/name", "hub:owner/name (split 'train'): the hub does not give this data set"),

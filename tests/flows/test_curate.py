@@ -14,7 +14,7 @@ import pytest
 from flows.curate import Curated, curate
 from saerl_core import artifact
 from saerl_core.config import RunConfig
-from saerl_core.errors import ArtifactError, DataError
+from saerl_core.errors import ArtifactError, ConfigError, DataError
 from saerl_core.manifest import read_manifest, verify_manifest
 from tests.flows.conftest import make_config, toy_rows, write_rows
 
@@ -233,6 +233,59 @@ def test_copies_in_sae_space_are_dropped_before_anything_is_clustered(world: Wor
     assert "copy" in {pair["id"] for pair in header["hygiene"]["sae_near_duplicates"]["pairs"]}
     assert header["prompts"]["dropped_by_reason"]["near_duplicate"] == header["hygiene"]["sae_near_duplicates"]["total"]
     assert header["prompts"]["read"] == header["prompts"]["kept"] + header["prompts"]["dropped"] == 161
+
+
+def test_overlap_is_reported_for_every_batch_beside_a_shuffled_order(first: Curated) -> None:
+    header = read_manifest(first.manifest.path)
+    for figures in header["batches_overlap"].values():
+        assert len(figures) == header["batches"]
+        assert all(0 < figure < 1 for figure in figures)
+    assert set(header["batches_overlap"]) == {"ours", "shuffled"}
+
+
+def test_clusters_of_a_previous_manifest_are_kept_with_their_numbers(first: Curated, again: World) -> None:
+    config = again(clusters={"previous": str(first.manifest.path)})
+    rows = toy_rows(200)
+    write_rows(Path(config.base) / "prompts.jsonl", rows)
+    second = curate(config)
+    about = read_manifest(second.manifest.path)["clusters"]
+    assert about["kept"]
+    assert about["drift"]["share_divergence"] < 0.1
+    before, after = (dict(pl.read_parquet(run.manifest.path / "scores.parquet", columns=["key", "cluster"]).rows())
+                     for run in (first, second))
+    assert all(after[key] == number for key, number in before.items())
+    assert (second.manifest.path / "clusters.safetensors").read_bytes() == (
+        first.manifest.path / "clusters.safetensors").read_bytes()
+    assert "cluster" not in ran(curate(config))
+
+
+def test_clusters_of_another_sae_are_refused(first: Curated, again: World, make_sae: Callable[..., Path]) -> None:
+    other = make_sae("topk", d_in=128, d_sae=256, hook="blocks.2.hook_resid_post")
+    with pytest.raises(ConfigError, match=r"clusters\.previous = .* features\.sae is not the SAE"):
+        curate(again(features={"sae": str(other)}, clusters={"previous": str(first.manifest.path)}))
+
+
+def test_a_coverage_budget_is_met_exactly_and_the_rest_has_its_reason(again: World) -> None:
+    header = read_manifest(curate(again(coverage={"budget": 80})).manifest.path)
+    dropped = header["prompts"]["dropped_by_reason"]
+    assert header["prompts"]["kept"] == 80
+    assert header["prompts"]["read"] == 80 + sum(dropped.values())
+    assert dropped["not_selected"] > 40
+
+
+def test_a_band_of_difficulty_does_nothing_where_difficulty_is_not_used(again: World) -> None:
+    config = again(labels={"source": "none"}, schedule={"min_difficulty": 0.6, "batch_size": 8})
+    header = read_manifest(curate(config).manifest.path)
+    assert "too_easy" not in header["prompts"]["dropped_by_reason"]
+    assert "min_difficulty" in header["notes"][-1]
+
+
+def test_a_chosen_number_of_clusters_is_kept_with_its_curve(again: World) -> None:
+    config = again(clusters={"k": "auto", "dims": 64}, labels={"source": "none"}, quality={"method": "none"})
+    write_rows(Path(config.base) / "prompts.jsonl", toy_rows(400))
+    about = read_manifest(curate(config).manifest.path)["clusters"]
+    assert about["choice"]["k"] == len(about["sizes"])
+    assert [entry["k"] for entry in about["choice"]["curve"]] == [8, 11]
 
 
 def test_labels_can_come_from_a_column(world: World) -> None:

@@ -45,7 +45,7 @@ def stage(tmp_path: Path) -> Callable[..., ArtifactRef]:
             table.write_parquet(staged / TABLE)
             read = artifact.seal(staged, "prompts", {})
         with artifact.staging(tmp_path / "artifacts") as staged:
-            (staged / cluster.ARRAYS).write_bytes(safetensors.numpy.save({"labels": np.zeros(N, dtype=np.int32)}))
+            (staged / cluster.LABELS).write_bytes(safetensors.numpy.save({"labels": np.zeros(N, dtype=np.int32)}))
             clustered = artifact.seal(staged, "clusters", {})
         policy = PolicyConfig(model="unused", verifier=verifier, max_response_tokens=16)
         return label.fn(tmp_path, read, clustered, Path("unused"), "0" * 64, tmp_path, "", config, policy)

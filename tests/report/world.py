@@ -54,8 +54,9 @@ def make(n: int = 2600, k: int = 32, batch_size: int = 32, steps: int | None = 4
     config = ScheduleConfig(batch_size=batch_size, clusters_per_batch=min(4, batch_size), max_difficulty=0.85,
                             steps=steps, epochs=epochs)
     plan = make_schedule(cluster[candidates], difficulty[candidates], config)
-    for row, reason in plan.dropped.items():
-        reasons[candidates[row]] = reason
+    for reason, rows in plan.dropped.items():
+        for row in candidates[rows]:
+            reasons[row] = reason
     labelled = rng.choice(np.flatnonzero(~unread), min(300, int((~unread).sum())), replace=False)
     pass_rate = np.full(n, np.nan)
     pass_rate[labelled] = rng.binomial(8, 1 - true[labelled]) / 8
