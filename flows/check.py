@@ -8,8 +8,9 @@ from typing import Any
 
 import polars as pl
 import torch
+from rich.filesize import decimal
 
-from saerl_core import backbone, models, prompts, sae
+from saerl_core import backbone, disk, models, prompts, sae
 from saerl_core.config import RunConfig, SourceConfig
 from saerl_core.errors import ConfigError
 from saerl_core.models import ModelSpec
@@ -17,10 +18,6 @@ from saerl_core.sae import SaeSpec
 from tasks.manifest import check_batches
 
 _SAMPLE_ROWS = 1000
-_CHARACTERS_PER_TOKEN = 3.5
-"""Where the reader's tokenizer is not on this machine."""
-_BYTES_PER_ENTRY = 12
-"""A feature that fires on a prompt: its number, mean and maximum."""
 
 
 def check_inputs(config: RunConfig, *, train: bool) -> None:
@@ -38,6 +35,9 @@ def check_inputs(config: RunConfig, *, train: bool) -> None:
         raise ConfigError("data.heldout is not set: accuracy before and after training is measured on a held-out set; "
                           "set it, or run `saerl curate`")
     _check_models(config)
+    if train:
+        here = sum(disk.used_bytes(run) for run in (config.root / "runs").glob(f"{config.name}-*/checkpoints"))
+        disk.require(config.root, _checkpoint_bytes(config) - here, "the checkpoints of the training")
 
 
 def check_run(config: RunConfig) -> dict[str, Any]:
@@ -85,8 +85,10 @@ def show_check(found: dict[str, Any]) -> None:
     seconds = cost["extract_seconds"]
     how_long = f"about {_duration(seconds)} on this machine" if seconds else "time unknown"
     console.print(f"    cost       {cost['tokens']:,} tokens to read, {how_long}; at most "
-                  f"{cost['feature_bytes'] / 1e6:,.0f} MB of features")
+                  f"{decimal(cost['feature_bytes'])} of features")
     console.print(f"               {cost['label_answers']:,} answers for labels, {cost['train_answers']:,} in training")
+    console.print(f"               {decimal(cost['checkpoint_bytes'])} of checkpoints; "
+                  f"{decimal(cost['free_bytes'])} are free")
     for note in found["notes"]:
         console.print(f"    note       {note}", markup=False, soft_wrap=True)
 
@@ -125,7 +127,7 @@ def _cost(config: RunConfig, usable: pl.DataFrame, sae_spec: SaeSpec, model_spec
         tokenizer = models.load_tokenizer(reader, trust_remote_code=config.features.trust_remote_code)
         lengths = [len(models.render(tokenizer, chat, chat_template=config.features.chat_template)) for chat in sample]
     else:
-        lengths = [sum(len(message["content"]) for message in chat) / _CHARACTERS_PER_TOKEN for chat in sample]
+        lengths = [sum(len(message["content"]) for message in chat) / models.CHARACTERS_PER_TOKEN for chat in sample]
     copies = config.quality.count if config.quality.method != "none" else 0
     tokens_each = sum(min(length, config.features.max_tokens) for length in lengths) / max(len(lengths), 1)
     tokens = round(tokens_each * (usable.height + copies))
@@ -133,16 +135,22 @@ def _cost(config: RunConfig, usable: pl.DataFrame, sae_spec: SaeSpec, model_spec
     if model_spec is not None:
         layer = sae.choose_layer(sae_spec, model_spec, config.features.layer)
         seconds = round(tokens * _flops_per_token(model_spec, layer, sae_spec) / _matrix_rate(config), 1)
-    active = min(sae_spec.d_sae, round(tokens_each * (sae_spec.k or sae_spec.d_sae / 50)))
     labelled = min(config.labels.count, usable.height) if config.labels.source == "rollouts" else 0
     steps = min(usable.height // config.schedule.batch_size, config.schedule.steps or usable.height)
     return {
         "tokens": tokens,
         "extract_seconds": seconds,
-        "feature_bytes": usable.height * active * _BYTES_PER_ENTRY,
+        "feature_bytes": disk.feature_bytes(usable.height, tokens_each, sae_spec),
+        "checkpoint_bytes": _checkpoint_bytes(config),
+        "free_bytes": disk.free_bytes(config.root),
         "label_answers": labelled * config.labels.samples,
         "train_answers": steps * config.schedule.epochs * config.schedule.batch_size * config.train.rollouts,
     }
+
+
+def _checkpoint_bytes(config: RunConfig) -> int:
+    policy = models.find(config.policy.model, Path(config.base))
+    return disk.checkpoint_bytes(policy) if policy else 0
 
 
 def _flops_per_token(model: ModelSpec, layer: int, sae_spec: SaeSpec) -> float:

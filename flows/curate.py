@@ -10,9 +10,11 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import BaseModel
 
+from flows.publish import publish_manifest, tag_run
 from flows.stages import StageRecord, record, run_stage
 from saerl_core.artifact import ArtifactRef
 from saerl_core.config import RunConfig
+from saerl_core.locks import in_use
 from tasks import manifest as manifests
 from tasks.cluster import cluster
 from tasks.difficulty import difficulty
@@ -50,47 +52,59 @@ ONE_WORKER: Any = ThreadPoolTaskRunner(max_workers=1)
       task_runner=ONE_WORKER)
 def curate(config: RunConfig) -> Curated:
     """Curate a prompt set into a manifest."""
+    with in_use(config.root):
+        return _curate(config)
+
+
+def _curate(config: RunConfig) -> Curated:
     root = config.root
+    tag_run(f"data:{config.data.name}")
     stages: list[StageRecord] = []
-    inputs, entry = run_stage(config, fingerprint, config,
+    inputs, entry = run_stage(config, fingerprint, config, size="data, reader, SAE, policy",
                               describe=lambda found: f"layer {found.layer} of {found.layers}")
     stages.append(entry)
 
     table, entry = run_stage(
         config, read, root, inputs.data, inputs.heldout, inputs.policy, config.data, config.policy.max_prompt_tokens,
         config.policy.trust_remote_code, inputs.data_hash, inputs.heldout_hash, inputs.policy_hash,
-        describe=lambda ref: f"{load_usable(ref).height} usable prompts")
+        size=inputs.data.name, describe=lambda ref: f"{load_usable(ref).height} usable prompts")
     stages.append(entry)
-    manifests.check_batches(config, load_usable(table).height)
+    usable = load_usable(table).height
+    manifests.check_batches(config, usable)
+    prompts = f"{usable:,} prompts"
 
     features, read_now, entry = _extract(config, inputs, table, "extract")
     stages.append(entry)
-    clusters, entry = run_stage(config, cluster, root, features, config.clusters,
+    clusters, entry = run_stage(config, cluster, root, features, config.clusters, size=prompts,
                                 describe=lambda _: f"k = {config.clusters.k}")
     stages.append(entry)
 
     labels = None
     if config.labels.source != "none":
         labels, entry = run_stage(config, label, root, table, clusters, inputs.policy, inputs.policy_hash,
-                                  config.labels, config.policy, describe=_labels_note)
+                                  config.labels, config.policy, size=_labels_size(config, usable),
+                                  describe=_labels_note)
         stages.append(entry)
-    hard, entry = run_stage(config, difficulty, root, features, labels, config.difficulty, describe=_why)
+    hard, entry = run_stage(config, difficulty, root, features, labels, config.difficulty, size=prompts, describe=_why)
     stages.append(entry)
 
     damaged, damaged_features, damaged_now = None, None, 0
     if config.quality.method != "none":
-        damaged, entry = run_stage(config, corrupt, root, table, config.quality, config.data.instruction)
+        damaged, entry = run_stage(config, corrupt, root, table, config.quality, config.data.instruction,
+                                   size=f"{min(config.quality.count, usable):,} copies")
         stages.append(entry)
         damaged_features, damaged_now, entry = _extract(config, inputs, damaged, "extract damaged copies")
         stages.append(entry)
-    good, entry = run_stage(config, quality, root, features, damaged, damaged_features, config.quality,
+    good, entry = run_stage(config, quality, root, features, damaged, damaged_features, config.quality, size=prompts,
                             describe=_why)
     stages.append(entry)
 
     made, entry = run_stage(config, manifests.manifest, root, inputs, config, table, features, clusters, labels, hard,
-                            good, manifests.curation_hash(config, inputs), describe=lambda ref: ref.path.name)
+                            good, manifests.curation_hash(config, inputs), size=prompts,
+                            describe=lambda ref: ref.path.name)
     stages.append(entry)
-    _publish(made)
+    _show(made)
+    publish_manifest(config, made.path, stages)
     return Curated(manifest=made, id=made.path.name, inputs=inputs, prompts_read_by_model=read_now,
                    damaged_copies_read=damaged_now,
                    stages=stages)
@@ -99,9 +113,15 @@ def curate(config: RunConfig) -> Curated:
 def _extract(config: RunConfig, inputs: Inputs, source: ArtifactRef,
              name: str) -> tuple[ArtifactRef, int, StageRecord]:
     started = time.monotonic()
-    features, read_now = run_extraction(config.root, inputs, source, config.features, name)
-    note = f"{read_now} prompts read" if read_now else "all prompts in the feature store"
-    return features, read_now, record(name, cached=read_now == 0, seconds=time.monotonic() - started, note=note)
+    found = run_extraction(config.root, inputs, source, config.features, name)
+    note = f"{found.read} prompts read" if found.read else "all prompts in the feature store"
+    return found.features, found.read, record(name, cached=found.read == 0, seconds=time.monotonic() - started,
+                                              note=note, artifacts=[found.features, *found.segments])
+
+
+def _labels_size(config: RunConfig, usable: int) -> str:
+    count = f"{min(config.labels.count, usable):,} prompts"
+    return f"{count} x {config.labels.samples} answers" if config.labels.source == "rollouts" else count
 
 
 def _labels_note(labels: ArtifactRef) -> str:
@@ -113,7 +133,8 @@ def _why(scores: ArtifactRef) -> str:
     return load_scores(scores)[1]["why"]
 
 
-def _publish(made: ArtifactRef) -> None:
+def _show(made: ArtifactRef) -> None:
     """The manifest's figures and plots, as an artifact of this run."""
-    create_markdown_artifact(key="curation", markdown=(made.path / manifests.SUMMARY).read_text(encoding="utf-8"),
-                             description=f"manifest {made.path.name}")
+    text = (made.path / manifests.SUMMARY).read_text(encoding="utf-8")
+    where = f"\n\nManifest: `{made.path}`\n\nReport page: `{made.path / 'report.html'}`\n"
+    create_markdown_artifact(key="curation", markdown=text + where, description=f"manifest {made.path.name}")

@@ -13,6 +13,7 @@ from saerl_core.config import LabelsConfig, PolicyConfig
 from saerl_core.errors import DataError
 from tasks import cluster
 from tasks.caching import stage
+from tasks.limits import device_slot
 from tasks.progress import Progress
 from tasks.read import load_usable
 
@@ -25,6 +26,8 @@ _CHUNK_PROMPTS = 100
 def label(root: Path, table: ArtifactRef, clusters: ArtifactRef, policy_path: Path, policy_hash: str,
           config: LabelsConfig, policy: PolicyConfig) -> ArtifactRef:
     """Label prompts: from a column, or by sampling answers with the policy and verifying them."""
+    from saerl_core.rl import rollouts
+
     usable = load_usable(table)
     if config.source == "column":
         rows = usable["pass_rate"].is_not_null().arg_true().to_numpy()
@@ -36,7 +39,8 @@ def label(root: Path, table: ArtifactRef, clusters: ArtifactRef, policy_path: Pa
         sampling = {"samples": config.samples, "seed": config.seed, "verifier": policy.verifier,
                     "max_response_tokens": policy.max_response_tokens}
         store = root / "labels" / labels.store_name(policy_hash, sampling)
-        rates = _measure(usable[rows], store, policy_path, config, policy)
+        with device_slot(rollouts.default_device()):
+            rates = _measure(usable[rows], store, policy_path, config, policy)
     found = pl.DataFrame({"row": rows, "pass_rate": rates}, schema={"row": pl.Int64, "pass_rate": pl.Float64})
     with artifact.staging(root / "artifacts") as staged:
         found.write_parquet(staged / LABELS)
