@@ -10,25 +10,21 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-import os
 import shutil
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
 import numpy as np
 import safetensors.numpy
 import yaml
 
+from benchmarks.served import served, switch_off, until
 from flows.watch import HOLD_SECONDS
 from saerl_core.locations import resolve
 
@@ -36,8 +32,6 @@ ROWS = 400
 CHANGED = 5
 """Rows that are changed each time."""
 _QUIET_SECONDS = 8.0
-
-T = TypeVar("T")
 
 
 def config(folder: Path) -> dict[str, Any]:
@@ -60,9 +54,10 @@ def measure(folder: Path, repeats: int) -> dict[str, Any]:
     _write(data, rows)
     shutil.copytree(resolve("saerl:toy/sae", folder), sae)
     (folder / "bench.yaml").write_text(yaml.safe_dump(config(folder)))
-    with _served(folder) as api:
+    with served(folder / "bench.yaml") as api:
+        until(lambda: (folder / "out/watch/bench.json").exists() or None, 120)  # the watcher has looked once
         curations = _Curations(api)
-        _switch_off(api, "train")
+        switch_off(api, "train")
         _run_now(api)
         curations.wait(1)
         found: dict[str, Any] = {"first_run_rows_read": _rows_read(folder)}
@@ -130,33 +125,7 @@ class _Curations:
             assert runs[number - 1]["state_type"] == "COMPLETED", runs[number - 1]["state"]
             return runs[number - 1]
 
-        return _until(completed, seconds)
-
-
-@contextmanager
-def _served(folder: Path) -> Iterator[httpx.Client]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    with (folder / "serve.log").open("w") as log:
-        process = subprocess.Popen([sys.executable, "-m", "flows.cli", "serve", str(folder / "bench.yaml")], stdout=log,
-                                   stderr=log, env=environment)
-    try:
-        def address() -> str | None:
-            assert process.poll() is None, (folder / "serve.log").read_text()
-            lines = (folder / "serve.log").read_text().splitlines()
-            return next((line.split()[-1] for line in lines if line.startswith("serving ")), None)
-
-        with httpx.Client(base_url=_until(address, 300) + "/api", timeout=30) as api:
-            _until(lambda: (folder / "out/watch/bench.json").exists() or None, 120)  # the watcher has looked once
-            yield api
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(timeout=60)
-
-
-def _switch_off(api: httpx.Client, verb: str) -> None:
-    for automation in api.post("/automations/filter", json={}).raise_for_status().json():
-        if automation["name"].startswith(verb):
-            api.patch(f"/automations/{automation['id']}", json={"enabled": False}).raise_for_status()
+        return until(completed, seconds)
 
 
 def _run_now(api: httpx.Client) -> None:
@@ -190,16 +159,6 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> float:
 
 def _time(stamp: str) -> float:
     return datetime.fromisoformat(stamp).timestamp()
-
-
-def _until(ask: Callable[[], T | None], seconds: float) -> T:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        answer = ask()
-        if answer is not None:
-            return answer
-        time.sleep(0.1)
-    raise TimeoutError(f"not within {seconds:.0f} s")
 
 
 def _say(what: str) -> None:

@@ -57,11 +57,12 @@ def _files(root: Path) -> list[Path]:
 
 def _revision(name: str) -> str:
     """The commit that a hub data set stands at. Asks the hub."""
+    import httpx
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
     repository, _, revision = name.removeprefix(HUB_PREFIX).partition("@")
     try:
         return str(HfApi().dataset_info(repository, revision=revision or None).sha)
-    except (HfHubHTTPError, ValueError) as error:
+    except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError) as error:
         raise OSError(f"{name}: the hub does not answer: {' '.join(str(error).split())[:200]}") from error
