@@ -8,46 +8,106 @@ Needs Chromium (`apt-get install chromium`). Takes about three minutes.
 from __future__ import annotations
 
 import argparse
+import base64
+import io
+import json
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 from PIL import Image
+from websockets.sync.client import connect
+from websockets.sync.connection import Connection
 
 from benchmarks.served import served, switch_off, until
 
 WIDTH = 1400
 _FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
           "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
-          "--virtual-time-budget=20000")
-"""Virtual time: the page's own clock runs ahead until its requests are answered and its graph has settled."""
+          "--remote-debugging-port=0")
+_SETTLE_SECONDS = 5.0
+"""Until a page has its data and its graph stands still."""
+_CLICK = """[...document.querySelectorAll('button, [role=tab], a')].find(e => e.textContent.trim() === %s).click()"""
 
 
-def shoot(browser: str, url: str, path: Path, height: int) -> None:
-    """A picture of a page, at most 256 colours."""
-    with tempfile.TemporaryDirectory() as profile:
-        subprocess.run([browser, *_FLAGS, f"--user-data-dir={profile}", f"--window-size={WIDTH},{height}",
-                        f"--screenshot={path}", url], check=True, capture_output=True, timeout=120)
-    Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)
+@dataclass(frozen=True)
+class Picture:
+    """A page of the UI, and how much of it to show."""
+
+    name: str
+    page: str
+    """address below the UI's root"""
+    height: int
+    tab: str | None = None
+    """a tab to open first"""
 
 
-def pictures(api: httpx.Client) -> Iterator[tuple[str, str, int]]:
-    """(name, address below the UI's root, height) of each picture, after the runs that they show."""
+class Page:
+    """One page of a headless Chromium, steered over the DevTools protocol."""
+
+    def __init__(self, socket: Connection) -> None:
+        self._socket, self._calls = socket, 0
+
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """Call a method of the protocol and wait for its answer."""
+        self._calls += 1
+        self._socket.send(json.dumps({"id": self._calls, "method": method, "params": parameters}))
+        while (answer := json.loads(self._socket.recv())).get("id") != self._calls:
+            pass  # an event
+        assert "error" not in answer, answer
+        return answer["result"]
+
+
+@contextmanager
+def browser(program: str) -> Iterator[Page]:
+    """A fresh browser with one empty page."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        process = subprocess.Popen([program, *_FLAGS, f"--user-data-dir={profile}", "about:blank"],
+                                   stderr=subprocess.DEVNULL)
+        try:
+            port_file = Path(profile, "DevToolsActivePort")
+            port = until(lambda: port_file.read_text().split("\n")[0] if port_file.exists() else None, 30)
+            pages = httpx.get(f"http://127.0.0.1:{port}/json/list").raise_for_status().json()
+            address = next(page["webSocketDebuggerUrl"] for page in pages if page["type"] == "page")
+            with connect(address, max_size=None) as socket:
+                yield Page(socket)
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def shoot(page: Page, root: str, picture: Picture, path: Path) -> None:
+    """Take a picture, at most 256 colours."""
+    page.call("Emulation.setDeviceMetricsOverride", width=WIDTH, height=picture.height, deviceScaleFactor=1,
+              mobile=False)
+    page.call("Page.navigate", url=root + picture.page)
+    time.sleep(_SETTLE_SECONDS)
+    if picture.tab is not None:
+        page.call("Runtime.evaluate", expression=_CLICK % json.dumps(picture.tab))
+        time.sleep(_SETTLE_SECONDS)
+    data = base64.b64decode(page.call("Page.captureScreenshot", format="png")["data"])
+    Image.open(io.BytesIO(data)).convert("RGB").quantize(256).save(path, optimize=True)
+
+
+def pictures(api: httpx.Client) -> Iterator[Picture]:
+    """Make runs, and say what to show of them."""
     first = _curate(api)
     again = _curate(api)
-    yield "run", f"/runs/flow-run/{first}", 900
-    yield "extraction", f"/runs/flow-run/{first}?tab=TaskRuns", 1250
-    yield "cached", f"/runs/flow-run/{again}?tab=TaskRuns", 1250
+    yield Picture("run", f"/runs/flow-run/{first}", 570)
+    yield Picture("extraction", f"/runs/flow-run/{first}", 1500, tab="Task Runs")
+    yield Picture("cached", f"/runs/flow-run/{again}", 1500, tab="Task Runs")
     body = {"artifacts": {"key": {"any_": ["curation"]}, "flow_run_id": {"any_": [first]}}}
     artifact = api.post("/artifacts/filter", json=body).raise_for_status().json()[0]
-    yield "artifact", f"/artifacts/artifact/{artifact['id']}", 1800
-    yield "form", f"/deployments/deployment/{_deployment(api)}/run", 1100
+    yield Picture("artifact", f"/artifacts/artifact/{artifact['id']}", 1710)
+    yield Picture("form", f"/deployments/deployment/{_deployment(api)}/run", 1100)
 
 
 def _curate(api: httpx.Client) -> str:
@@ -81,15 +141,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", default=Path("docs/ui"))
     folder = parser.parse_args().folder
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if browser is None:
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
         parser.error("no Chromium found; `apt-get install chromium` brings one")
     folder.mkdir(parents=True, exist_ok=True)
-    with _toy_served() as api:
+    with _toy_served() as api, browser(program) as page:
         root = str(api.base_url).removesuffix("/api/").removesuffix("/api")
-        for name, page, height in pictures(api):
-            shoot(browser, root + page, folder / f"{name}.png", height)
-            sys.stdout.write(f"{folder / name}.png, {(folder / f'{name}.png').stat().st_size / 1000:.0f} kB\n")
+        for picture in pictures(api):
+            path = folder / f"{picture.name}.png"
+            shoot(page, root, picture, path)
+            sys.stdout.write(f"{path}, {path.stat().st_size / 1000:.0f} kB\n")
 
 
 if __name__ == "__main__":
