@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,28 @@ def deployment_file(config: RunConfig) -> dict[str, Any]:
         deployment["parameters"] = parameters
         for trigger in deployment.get("triggers", []):
             trigger["name"] = trigger["name"].replace(f" {_TOY} ", f" {config.name} ")
-            match = trigger["match"]
-            match["prefect.resource.id"] = match["prefect.resource.id"].removesuffix(_TOY) + config.name
+            resource = trigger["match"]["prefect.resource.id"].removesuffix(f".{_TOY}")
+            trigger["match"] = {"prefect.resource.id": f"{resource}.{config.name}"}  # anchors share the old one
     return {"name": tree["name"], "pull": [], "deployments": tree["deployments"]}
+
+
+def prepare_server() -> None:
+    """Make the work pool and the limit that deployments and GPU work rely on, where the server lacks them."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, WorkPoolCreate
+    from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+    from prefect.workers.process import ProcessWorker
+
+    from tasks.limits import GPU
+
+    with get_client(sync_client=True) as client:
+        with suppress(ObjectAlreadyExists):
+            client.create_work_pool(WorkPoolCreate(
+                name=POOL, type="process", base_job_template=ProcessWorker.get_default_base_job_template()))
+        try:
+            client.read_global_concurrency_limit_by_name(GPU)
+        except ObjectNotFound:
+            client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=GPU, limit=1))
 
 
 def deploy(config: RunConfig) -> list[str]:
@@ -42,6 +62,7 @@ def deploy(config: RunConfig) -> list[str]:
     Raises:
         ConfigError: the server refused; its words are in the message.
     """
+    prepare_server()
     tree = deployment_file(config)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "prefect.yaml")

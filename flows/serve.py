@@ -88,7 +88,6 @@ def _serve(config: RunConfig, folder: Path, port: int, ready: Callable[[str], No
     start("server", "prefect", "server", "start", "--host", HOST, "--port", str(port))
     _wait_until_healthy(f"http://{HOST}:{port}/api/health", check)
     tell("deploying")
-    prepare_server()
     deploy(config)
     revive_runs()
     tell("starting worker and watcher")
@@ -114,25 +113,6 @@ def server_environment(folder: Path, port: int) -> dict[str, str]:
         "PREFECT_WORKER_QUERY_SECONDS": "1",
         "DO_NOT_TRACK": "1",
     }
-
-
-def prepare_server() -> None:
-    """Make the work pool and the limit that deployments and GPU work rely on, where the server lacks them."""
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, WorkPoolCreate
-    from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
-    from prefect.workers.process import ProcessWorker
-
-    from tasks.limits import GPU
-
-    with get_client(sync_client=True) as client:
-        with suppress(ObjectAlreadyExists):
-            client.create_work_pool(WorkPoolCreate(
-                name=POOL, type="process", base_job_template=ProcessWorker.get_default_base_job_template()))
-        try:
-            client.read_global_concurrency_limit_by_name(GPU)
-        except ObjectNotFound:
-            client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=GPU, limit=1))
 
 
 def revive_runs() -> None:

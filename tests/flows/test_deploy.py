@@ -10,9 +10,8 @@ import pytest
 import yaml
 from prefect.client.orchestration import get_client
 
-from flows.deploy import deploy, deployment_file
+from flows.deploy import POOL, deploy, deployment_file
 from flows.events import resource_id
-from flows.serve import POOL, prepare_server
 from saerl_core.config import RunConfig, build_config
 from tests.conftest import ROOT
 
@@ -55,8 +54,6 @@ def deployed(own: RunConfig, prefect_server: None, monkeypatch: pytest.MonkeyPat
     api = get_current_settings().api.url
     assert api is not None
     monkeypatch.setenv("PREFECT_API_URL", api)
-    prepare_server()
-    prepare_server()  # a second start finds what the first made
     names = deploy(own)
     assert deploy(own) == names == ["curate/own", "train/own", "pipeline/own"]
     with get_client(sync_client=True) as client:

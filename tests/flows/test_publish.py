@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowRunFilter
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun
+from prefect.concurrency.sync import concurrency
+from prefect.exceptions import ObjectNotFound
 
 from flows.curate import Curated, curate
 from saerl_core import gc, published
@@ -49,8 +53,6 @@ def test_a_manifest_is_announced_once_for_each_target(curated_once: tuple[Path, 
 
 
 def test_task_runs_say_what_and_how_much(curated_once: tuple[Path, Curated]) -> None:
-    from prefect.client.schemas.filters import FlowRunFilterId
-
     record = published.read(curated_once[0] / "saerl-out", curated_once[1].id)
     assert record is not None
     with get_client(sync_client=True) as client:
@@ -76,28 +78,29 @@ def test_gc_keeps_all_that_a_curation_made_and_finds_it_when_the_manifest_goes(
     assert (again.id, again.prompts_read_by_model) == (made.id, 160)
 
 
-def test_gpu_work_without_a_limit_on_the_server_is_refused_in_one_line(prefect_server: None) -> None:
+@pytest.fixture
+def no_limit(prefect_server: None) -> None:
+    """A server without the limit `gpu`."""
+    with get_client(sync_client=True) as client, suppress(ObjectNotFound):
+        client.delete_global_concurrency_limit_by_name("gpu")
+
+
+def test_gpu_work_without_a_limit_on_the_server_is_refused_in_one_line(no_limit: None) -> None:
     with pytest.raises(ConfigError, match="prefect gcl create gpu --limit 1"), device_slot("cuda"):
         pass
 
 
-def test_gpu_work_takes_turns_and_cpu_work_does_not_wait(prefect_server: None) -> None:
-    from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
-    from prefect.concurrency.sync import concurrency
-
+def test_gpu_work_takes_turns_and_cpu_work_does_not_wait(no_limit: None) -> None:
     with get_client(sync_client=True) as client:
         client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name="gpu", limit=1))
-    try:
-        @flow
-        def work() -> str:
-            with device_slot("cuda"), device_slot("cpu"):
-                with pytest.raises(TimeoutError), concurrency("gpu", occupy=1, strict=True, timeout_seconds=0.5):
-                    pass
-                return "alone"
 
-        assert work() == "alone"
-        with concurrency("gpu", occupy=1, strict=True, timeout_seconds=5):
+    @flow
+    def work() -> str:
+        with (device_slot("cuda"), device_slot("cpu"), pytest.raises(TimeoutError),
+              concurrency("gpu", occupy=1, strict=True, timeout_seconds=0.5)):
             pass
-    finally:
-        with get_client(sync_client=True) as client:
-            client.delete_global_concurrency_limit_by_name("gpu")
+        return "alone"
+
+    assert work() == "alone"
+    with concurrency("gpu", occupy=1, strict=True, timeout_seconds=5):
+        pass
