@@ -35,7 +35,11 @@ _FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no
           "--remote-debugging-port=0")
 _SETTLE_SECONDS = 5.0
 """Until a page has its data and its graph stands still."""
-_CLICK = """[...document.querySelectorAll('button, [role=tab], a')].find(e => e.textContent.trim() === %s).click()"""
+_FIND = """(() => {
+  const found = [...document.querySelectorAll('*')].filter(e => !e.children.length && e.textContent.trim() === %s)[0];
+  const box = found.getBoundingClientRect();
+  return [box.x + box.width / 2, box.y + box.height / 2];
+})()"""
 
 
 @dataclass(frozen=True)
@@ -91,10 +95,18 @@ def shoot(page: Page, root: str, picture: Picture, path: Path) -> None:
     page.call("Page.navigate", url=root + picture.page)
     time.sleep(_SETTLE_SECONDS)
     if picture.tab is not None:
-        page.call("Runtime.evaluate", expression=_CLICK % json.dumps(picture.tab))
+        _click(page, picture.tab)
         time.sleep(_SETTLE_SECONDS)
     data = base64.b64decode(page.call("Page.captureScreenshot", format="png")["data"])
     Image.open(io.BytesIO(data)).convert("RGB").quantize(256).save(path, optimize=True)
+
+
+def _click(page: Page, text: str) -> None:
+    """Click what bears a text."""
+    found = page.call("Runtime.evaluate", expression=_FIND % json.dumps(text), returnByValue=True)
+    x, y = found["result"]["value"]
+    for event in ("mousePressed", "mouseReleased"):
+        page.call("Input.dispatchMouseEvent", type=event, x=x, y=y, button="left", clickCount=1)
 
 
 def pictures(api: httpx.Client) -> Iterator[Picture]:
