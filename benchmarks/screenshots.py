@@ -114,7 +114,7 @@ def pictures(api: httpx.Client) -> Iterator[Picture]:
     first = _curate(api)
     again = _curate(api)
     yield Picture("run", f"/runs/flow-run/{first}", 570)
-    yield Picture("extraction", f"/runs/flow-run/{first}", 1500, tab="Task Runs")
+    yield Picture("extraction", f"/runs/flow-run/{first}", 2080, tab="Task Runs")
     yield Picture("cached", f"/runs/flow-run/{again}", 1500, tab="Task Runs")
     body = {"artifacts": {"key": {"any_": ["curation"]}, "flow_run_id": {"any_": [first]}}}
     artifact = api.post("/artifacts/filter", json=body).raise_for_status().json()[0]

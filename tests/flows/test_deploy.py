@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import yaml
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
 
 from flows.deploy import POOL, deploy, deployment_file
 from flows.events import resource_id
 from saerl_core.config import RunConfig, build_config
 from tests.conftest import ROOT
+from tests.flows.conftest import make_config
 
 
-@pytest.fixture
-def own(world: Callable[..., RunConfig]) -> RunConfig:
-    return world(train={"seed": 7}).model_copy(update={"name": "own"})
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    return make_config(tmp_path_factory.mktemp("own"), train={"seed": 7}).model_copy(update={"name": "own"})
 
 
 def test_the_files_own_config_is_valid() -> None:
@@ -46,18 +52,19 @@ def test_triggers_wait_for_the_events_that_saerl_emits(own: RunConfig) -> None:
     assert waited == known
 
 
-@pytest.fixture
-def deployed(own: RunConfig, prefect_server: None, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+@pytest.fixture(scope="module")
+def deployed(own: RunConfig, prefect_server: None) -> Iterator[dict[str, Any]]:
     """Deployments on the server, by flow."""
     from prefect.settings import get_current_settings
 
     api = get_current_settings().api.url
     assert api is not None
-    monkeypatch.setenv("PREFECT_API_URL", api)
-    names = deploy(own)
-    assert deploy(own) == names == ["curate/own", "train/own", "pipeline/own"]
-    with get_client(sync_client=True) as client:
-        return {name.partition("/")[0]: client.read_deployment_by_name(name) for name in names}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_API_URL", api)
+        names = deploy(own)
+        assert deploy(own) == names == ["curate/own", "train/own", "pipeline/own"]
+        with get_client(sync_client=True) as client:
+            yield {name.partition("/")[0]: client.read_deployment_by_name(name) for name in names}
 
 
 def test_the_server_has_them_once_with_forms_schedules_and_triggers(deployed: dict[str, Any]) -> None:
@@ -77,11 +84,26 @@ def test_the_server_has_them_once_with_forms_schedules_and_triggers(deployed: di
         ("train own on a new manifest", True)]
 
 
-def test_templates_of_docker_and_kubernetes_name_only_variables_that_they_define() -> None:
-    import json
-    import re
+def test_the_file_deploys_the_toy_with_one_command_from_the_repositorys_root(deployed: dict[str, Any]) -> None:
+    done = subprocess.run([sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--prefect-file",
+                           "deployments/prefect.yaml", "--all"], cwd=ROOT, env={**os.environ, "PWD": str(ROOT)},
+                          capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    with get_client(sync_client=True) as client:
+        for name in ("curate/toy", "train/toy", "pipeline/toy"):
+            found = client.read_deployment_by_name(name)
+            config = build_config(found.parameters["config"], base=ROOT)
+            assert config.name == "toy"
+            assert found.pull_steps == [
+                {"prefect.deployments.steps.set_working_directory": {"directory": str(ROOT)}}]
 
-    for name in ("docker", "kubernetes"):
-        template = json.loads((Path(ROOT) / "deployments" / f"{name}.json").read_text())
-        used = set(re.findall(r"\{\{ *(\w+) *\}\}", json.dumps(template["job_configuration"])))
-        assert used == set(template["variables"]["properties"])
+
+@pytest.mark.parametrize("kind", ["docker", "kubernetes"])
+def test_a_server_takes_the_templates_and_they_name_only_variables_that_they_define(
+        kind: str, prefect_server: None) -> None:
+    template = json.loads((ROOT / "deployments" / f"{kind}.json").read_text())
+    used = set(re.findall(r"\{\{ *(\w+) *\}\}", json.dumps(template["job_configuration"])))
+    assert used == set(template["variables"]["properties"])
+    with get_client(sync_client=True) as client:
+        pool = client.create_work_pool(WorkPoolCreate(name=f"own-{kind}", type=kind, base_job_template=template))
+    assert pool.base_job_template == template
