@@ -122,15 +122,15 @@ def serve(
 ) -> None:
     """Keep a config going on this machine: server, UI, worker, watcher and deployments, until Ctrl-C.
 
-    Curates every night and whenever the data or the SAE change, trains on every new manifest, and shows it all in the
-    Prefect UI. Everything listens on 127.0.0.1 only; database and logs lie in the workspace, under `server/`. What was
-    interrupted goes on at the next `saerl serve`.
+    Curates every night and whenever the data or the SAE change, trains on every new manifest (if `data.heldout` is
+    set), and shows it all in the Prefect UI. Everything listens on 127.0.0.1 only; database and logs lie in the
+    workspace, under `server/`. What was interrupted goes on at the next `saerl serve`.
     """
     from flows.check import check_inputs
     from flows.serve import serve as serve_config
 
     settings = _load(config, overrides)
-    check_inputs(settings, train=True)
+    check_inputs(settings, train=settings.data.heldout is not None)
     serve_config(settings, port=port, tell=lambda line: typer.echo(f"{line} ...", err=True),
                  ready=lambda url: _tell(f"serving {settings.name}: {url}\nCtrl-C stops everything"))
 

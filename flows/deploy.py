@@ -21,7 +21,10 @@ _TOY = "toy"
 
 
 def deployment_file(config: RunConfig) -> dict[str, Any]:
-    """The tree of `deployments/prefect.yaml` with a config in the toy's place."""
+    """The tree of `deployments/prefect.yaml` with a config in the toy's place.
+
+    Without a held-out set a config can be curated, not trained on: then there is `curate` alone.
+    """
     tree = yaml.safe_load((resources.files("deployments") / "prefect.yaml").read_text(encoding="utf-8"))
     parameters = {"config": config.model_dump(mode="json", exclude_defaults=True) | {"base": config.base}}
     for deployment in tree["deployments"]:
@@ -31,7 +34,9 @@ def deployment_file(config: RunConfig) -> dict[str, Any]:
             trigger["name"] = trigger["name"].replace(f" {_TOY} ", f" {config.name} ")
             resource = trigger["match"]["prefect.resource.id"].removesuffix(f".{_TOY}")
             trigger["match"] = {"prefect.resource.id": f"{resource}.{config.name}"}  # anchors share the old one
-    return {"name": tree["name"], "pull": [], "deployments": tree["deployments"]}
+    usable = [deployment for deployment in tree["deployments"]
+              if config.data.heldout is not None or deployment["entrypoint"] == "flows.curate.curate"]
+    return {"name": tree["name"], "pull": [], "deployments": usable}
 
 
 def prepare_server() -> None:

@@ -24,7 +24,9 @@ from tests.flows.conftest import make_config
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
-    return make_config(tmp_path_factory.mktemp("own"), train={"seed": 7}).model_copy(update={"name": "own"})
+    heldout = {"path": "heldout.jsonl", "columns": {"prompt": "problem"}}
+    config = make_config(tmp_path_factory.mktemp("own"), train={"seed": 7}, data={"heldout": heldout})
+    return config.model_copy(update={"name": "own"})
 
 
 def test_the_files_own_config_is_valid() -> None:
@@ -42,6 +44,12 @@ def test_a_config_takes_the_toys_place_and_means_the_same(own: RunConfig) -> Non
         for trigger in deployment.get("triggers", []):
             assert trigger["match"]["prefect.resource.id"].endswith(".own")
             assert "toy" not in trigger["name"]
+
+
+def test_without_a_heldout_set_there_is_nothing_to_train(own: RunConfig) -> None:
+    config = own.model_copy(update={"data": own.data.model_copy(update={"heldout": None})})
+    assert [deployment["entrypoint"] for deployment in deployment_file(config)["deployments"]] == [
+        "flows.curate.curate"]
 
 
 def test_triggers_wait_for_the_events_that_saerl_emits(own: RunConfig) -> None:

@@ -105,7 +105,7 @@ def test_a_curation_runs_is_deployed_and_is_cached_on_postgres(server: str, tmp_
     first, second = saerl("curate"), saerl("curate")
     assert (first["prompts_read_by_model"], second["prompts_read_by_model"]) == (160, 0)
     assert first["manifest"] == second["manifest"]
-    assert saerl("deploy") == saerl("deploy") == {"deployments": ["curate/run", "train/run", "pipeline/run"]}
+    assert saerl("deploy") == saerl("deploy") == {"deployments": ["curate/run"]}
     with httpx.Client(base_url=server) as api:
         runs = api.post("/flow_runs/filter", json={"flow_runs": {"tags": {"all_": [f"manifest:{first['id']}"]}}}).json()
         assert [run["state_type"] for run in runs] == ["COMPLETED", "COMPLETED"]
