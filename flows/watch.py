@@ -19,6 +19,7 @@ from flows.events import Kind, ServerError, emit
 from saerl_core import sources
 from saerl_core.artifact import write_json
 from saerl_core.config import RunConfig
+from saerl_core.errors import DataError
 from saerl_core.sources import Look
 
 LOOK_SECONDS = 0.25
@@ -29,6 +30,9 @@ SETTLE_SECONDS = 0.5
 """A source is hashed when nothing was written to it for so long: half a file is no content."""
 HOLD_SECONDS = 30.0
 """After a change was told, further ones are gathered for so long."""
+
+RETRY_SECONDS = 10.0
+"""After a source could not be read, or a change not be told."""
 
 logger = logging.getLogger(__name__)
 
@@ -85,8 +89,7 @@ def watch(config: RunConfig, *, once: bool = False, told: Callable[[Change], Non
         told: Called after every event.
 
     Raises:
-        ServerError: with `once`, the server did not take an event. Otherwise it is tried again.
-        OSError: with `once`, a source cannot be read.
+        DataError: with `once`, a source cannot be read, or the server did not take an event. Otherwise it is tried again.
     """
     state = state_file(config)
     seen = read_state(state, sources_of(config))
@@ -102,8 +105,9 @@ def watch(config: RunConfig, *, once: bool = False, told: Callable[[Change], Non
                         told(change)
             except (OSError, ServerError) as error:
                 if once:
-                    raise
-                logger.warning("%s; trying again", error)
+                    raise DataError(f"{source.name}: {error}") from error
+                logger.warning("%s: %s; trying again in %.0f s", source.name, error, RETRY_SECONDS)
+                known.looked_at = time.monotonic() + RETRY_SECONDS
         write_state(state, seen)
         if once:
             return

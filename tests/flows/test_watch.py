@@ -16,6 +16,7 @@ from flows import watch
 from flows.events import ServerError
 from flows.watch import Change, Seen, Source
 from saerl_core.config import RunConfig
+from saerl_core.errors import DataError
 from tests.flows.conftest import make_config, toy_rows, write_rows
 
 
@@ -174,7 +175,7 @@ def test_an_event_that_the_server_did_not_take_is_told_again(tmp_path: Path, mon
 
     with monkeypatch.context() as patch:
         patch.setattr(watch, "emit", refuse)
-        with pytest.raises(ServerError):
+        with pytest.raises(DataError, match="away"):
             watch.watch(config, once=True)
     told: list[Change] = []
     watch.watch(config, once=True, told=told.append)
