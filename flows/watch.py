@@ -89,7 +89,7 @@ def watch(config: RunConfig, *, once: bool = False, told: Callable[[Change], Non
         told: Called after every event.
 
     Raises:
-        DataError: with `once`, a source cannot be read, or the server did not take an event. Otherwise it is tried again.
+        DataError: with `once`, a source cannot be read or the server takes no event. Otherwise it is tried again.
     """
     state = state_file(config)
     seen = read_state(state, sources_of(config))
