@@ -8,8 +8,9 @@ from typing import Any
 
 import polars as pl
 import torch
+from rich.filesize import decimal
 
-from saerl_core import backbone, hygiene, models, prompts, sae, sae_registry, sources
+from saerl_core import backbone, disk, hygiene, models, prompts, sae, sae_registry, sources
 from saerl_core.config import RunConfig, SourceConfig
 from saerl_core.errors import ConfigError
 from saerl_core.hygiene import EvaluationSet
@@ -24,10 +25,6 @@ from tasks.read import mark_unverifiable
 from tasks.train_sae import choose_out, choose_shape, corpus_source, training_config
 
 _SAMPLE_ROWS = 1000
-_CHARACTERS_PER_TOKEN = 3.5
-"""Where the reader's tokenizer is not on this machine."""
-_BYTES_PER_ENTRY = 12
-"""A feature that fires on a prompt: its number, mean and maximum."""
 
 
 def check_inputs(config: RunConfig, *, train: bool) -> None:
@@ -46,6 +43,9 @@ def check_inputs(config: RunConfig, *, train: bool) -> None:
         raise ConfigError("data.heldout is not set: accuracy before and after training is measured on a held-out set; "
                           "set it, or run `saerl curate`")
     _check_models(config)
+    if train:
+        here = sum(disk.used_bytes(run) for run in (config.root / "runs").glob(f"{config.name}-*/checkpoints"))
+        disk.require(config.root, _checkpoint_bytes(config) - here, "the checkpoints of the training")
 
 
 def check_sae_training(config: RunConfig) -> None:
@@ -119,9 +119,11 @@ def show_check(found: dict[str, Any]) -> None:
     console.print(f"  [green]✓[/] verl       {found['verl']['verl']}, {found['verl']['engine']} engine")
     seconds = cost["extract_seconds"]
     how_long = f"about {_duration(seconds)} on this machine" if seconds else "time unknown"
-    disk = f"; at most {cost['feature_bytes'] / 1e6:,.0f} MB of features" if cost["feature_bytes"] else ""
-    console.print(f"    cost       {cost['tokens']:,} tokens to read, {how_long}{disk}")
+    features = f"; at most {decimal(cost['feature_bytes'])} of features" if cost["feature_bytes"] else ""
+    console.print(f"    cost       {cost['tokens']:,} tokens to read, {how_long}{features}")
     console.print(f"               {cost['label_answers']:,} answers for labels, {cost['train_answers']:,} in training")
+    console.print(f"               {decimal(cost['checkpoint_bytes'])} of checkpoints; "
+                  f"{decimal(cost['free_bytes'])} are free")
     for note in found["notes"]:
         console.print(f"    note       {note}", markup=False, soft_wrap=True)
 
@@ -183,22 +185,22 @@ def _cost(config: RunConfig, usable: pl.DataFrame, sae_spec: SaeSpec | None,
         tokenizer = models.load_tokenizer(reader, trust_remote_code=config.features.trust_remote_code)
         lengths = [len(models.render(tokenizer, chat, chat_template=config.features.chat_template)) for chat in sample]
     else:
-        lengths = [sum(len(message["content"]) for message in chat) / _CHARACTERS_PER_TOKEN for chat in sample]
+        lengths = [sum(len(message["content"]) for message in chat) / models.CHARACTERS_PER_TOKEN for chat in sample]
     copies = config.quality.count if config.quality.method != "none" else 0
     tokens_each = sum(min(length, config.features.max_tokens) for length in lengths) / max(len(lengths), 1)
     tokens = round(tokens_each * (usable.height + copies))
-    seconds, active = None, None
+    seconds = None
     if model_spec is not None and sae_spec is not None:
         layer = sae.choose_layer(sae_spec, model_spec, config.features.layer)
         seconds = round(tokens * _flops_per_token(model_spec, layer, sae_spec) / _matrix_rate(config), 1)
-    if sae_spec is not None:
-        active = min(sae_spec.d_sae, round(tokens_each * (sae_spec.k or sae_spec.d_sae / 50)))
     labelled = min(config.labels.count, usable.height) if config.labels.source in ("rollouts", "server") else 0
     steps = _batches_per_epoch(config, usable.height)
     return {
         "tokens": tokens,
         "extract_seconds": seconds,
-        "feature_bytes": None if active is None else usable.height * active * _BYTES_PER_ENTRY,
+        "feature_bytes": disk.feature_bytes(usable.height, tokens_each, sae_spec) if sae_spec else None,
+        "checkpoint_bytes": _checkpoint_bytes(config),
+        "free_bytes": disk.free_bytes(config.root),
         "label_answers": labelled * config.labels.samples,
         "train_answers": steps * config.schedule.epochs * config.schedule.batch_size * config.train.rollouts,
     }
@@ -208,6 +210,11 @@ def _batches_per_epoch(config: RunConfig, usable: int) -> int:
     """At most, if no prompt is dropped for its quality or difficulty."""
     full = min(usable, config.coverage.budget or usable) // config.schedule.batch_size
     return min(full, config.schedule.steps or full)
+
+
+def _checkpoint_bytes(config: RunConfig) -> int:
+    policy = models.find(config.policy.model, Path(config.base))
+    return disk.checkpoint_bytes(policy) if policy else 0
 
 
 def _flops_per_token(model: ModelSpec, layer: int, sae_spec: SaeSpec) -> float:

@@ -8,13 +8,16 @@ import sys
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from saerl_core.artifact import write_file
 from saerl_core.config import RunConfig, load_config
 from saerl_core.errors import ConfigError, SaerlError
+
+if TYPE_CHECKING:
+    from saerl_core.published import Run
 
 # Before anything imports Prefect, transformers or OpenMP. What the user has set stays.
 for _name, _value in {
@@ -166,6 +169,84 @@ def train_sae(config: ConfigArgument = None, overrides: Overrides = None, as_jso
         _tell(f"sae: {outcome['sae']}")
 
 
+@app.command()
+def serve(
+    config: ConfigArgument = None, overrides: Overrides = None,
+    port: Annotated[int | None, typer.Option(help="The server's port. Default: 4200 if free, else a free one.")] = None,
+) -> None:
+    """Keep a config going on this machine: server, UI, worker, watcher and deployments, until Ctrl-C.
+
+    Curates every night and whenever the data or the SAE change, trains on every new manifest (if `data.heldout` is
+    set), and shows it all in the Prefect UI. Everything listens on 127.0.0.1 only; database and logs lie in the
+    workspace, under `server/`. What was interrupted goes on at the next `saerl serve`.
+    """
+    from flows.check import check_inputs
+    from flows.serve import serve as serve_config
+
+    settings = _load(config, overrides)
+    check_inputs(settings, train=settings.data.heldout is not None)
+    serve_config(settings, port=port, tell=lambda line: typer.echo(f"{line} ...", err=True),
+                 ready=lambda url: _tell(f"serving {settings.name}: {url}\nCtrl-C stops everything"))
+
+
+@app.command()
+def deploy(config: ConfigArgument = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Put a config's deployments (curate, train, pipeline) on the Prefect server that PREFECT_API_URL names.
+
+    Workers of the pool `saerl` then run them: by schedule, when `saerl watch` sees a change, or from the UI. Run it
+    again after a change of the config. `saerl serve` needs none of this.
+    """
+    from flows.deploy import deploy as deploy_config
+
+    _need_server("saerl deploy")
+    names = deploy_config(_load(config, overrides))
+    if as_json:
+        _print_json({"deployments": names})
+    else:
+        _tell("deployed " + ", ".join(names))
+
+
+@app.command()
+def watch(
+    config: ConfigArgument = None, overrides: Overrides = None,
+    once: Annotated[bool, typer.Option("--once", help="Tell what changed since the last look, and end.")] = False,
+) -> None:
+    """Tell the Prefect server when the content of a config's data or SAE changes; deployments then run.
+
+    Contents count, not times: a file that was touched is no change. What changes while nobody watches is told at the
+    next start. Needs PREFECT_API_URL; `saerl serve` has a watcher of its own.
+    """
+    from flows.watch import watch as watch_config
+
+    _need_server("saerl watch")
+    watch_config(_load(config, overrides), once=once,
+                 told=lambda change: _tell(f"{change.source.kind} changed: {change.source.name}"))
+
+
+@app.command()
+def gc(
+    config: ConfigArgument = None, overrides: Overrides = None,
+    delete: Annotated[bool, typer.Option("--delete", help="Remove it; refused while a run is at work there.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show what in the workspace no manifest and no training run refers to; with --delete, remove it.
+
+    Manifests and training runs themselves are always kept: delete the folders of those that you no longer want, then
+    run this.
+    """
+    from dataclasses import asdict
+
+    from flows.terminal import show_garbage
+    from saerl_core import gc as collector
+
+    root = _load(config, overrides).root
+    found = collector.remove(root) if delete else collector.find(root)
+    if as_json:
+        _print_json({"workspace": str(root), "removed": delete, **asdict(found)})
+    else:
+        show_garbage(root, found, removed=delete)
+
+
 @manifest_app.command()
 def verify(manifest: Annotated[Path, typer.Argument(help="A manifest's folder.")], as_json: AsJson = False) -> None:
     """Check every byte of a manifest against the hashes in its header, and the header against the folder's name."""
@@ -195,6 +276,8 @@ def show(manifest: Annotated[Path, typer.Argument(help="A manifest's folder.")],
         console.print(f"  {stage}: {header[stage]['why']}", markup=False)
     for warning in (*header["health"]["warnings"], *header["notes"]):
         console.print(f"  note: {warning}", markup=False)
+    for run in _runs_of(manifest):
+        console.print(f"  made by: flow run {run.name} ({run.flow_run_id}), {run.at}", markup=False)
     _tell(f"report: {manifest / 'report.html'}")
 
 
@@ -211,6 +294,15 @@ def toy_build(out: Annotated[Path, typer.Argument(help="A new folder.")], as_jso
         _print_json({"toy": str(out), "card": card})
     else:
         _tell(f"toy: {out}")
+
+
+def _runs_of(manifest: Path) -> list[Run]:
+    """The flow runs that gave a manifest, where the workspace around it knows."""
+    from saerl_core import published
+
+    folder = manifest.resolve()
+    record = published.read(folder.parent.parent, folder.name)
+    return record.runs if record else []
 
 
 def _run_flow(config: RunConfig, as_json: bool, *, train: bool) -> None:
@@ -233,8 +325,10 @@ def _run_flow(config: RunConfig, as_json: bool, *, train: bool) -> None:
 
 
 def _finish(go: Callable[[], dict[str, Any]], as_json: bool) -> None:
+    from flows.guard import guard
     from flows.terminal import show_counts, watching
 
+    guard()  # Prefect's server and verl's processes end with this one, however it ends
     with watching():
         outcome = go()
     if as_json:
@@ -243,6 +337,14 @@ def _finish(go: Callable[[], dict[str, Any]], as_json: bool) -> None:
         show_counts(outcome)
         _tell(f"report: {Path(outcome['manifest']) / 'report.html'}")
         _tell(f"manifest: {outcome['manifest']}")
+
+
+def _need_server(command: str) -> None:
+    from prefect.settings import get_current_settings
+
+    if get_current_settings().api.url is None:
+        raise ConfigError(f"{command} needs a Prefect server: set PREFECT_API_URL (http://127.0.0.1:4200/api), or use "
+                          "`saerl serve`, which brings its own")
 
 
 def _load(path: Path | None, overrides: list[str] | None) -> RunConfig:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from prefect import flow
+from prefect import Task, flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import BaseModel
 
+from flows.publish import publish_manifest, tag_run
 from flows.stages import StageRecord, record, run_stage
 from saerl_core.artifact import ArtifactRef
 from saerl_core.config import RunConfig
+from saerl_core.locks import in_use
 from tasks import manifest as manifests
 from tasks.cluster import cluster, find_previous
 from tasks.cluster import describe as describe_clusters
@@ -26,6 +29,8 @@ from tasks.near_duplicates import near_duplicates
 from tasks.quality import corrupt, load_suspicion, quality, suspicion
 from tasks.read import load_usable, read
 from tasks.scores import load_scores
+
+R = TypeVar("R")
 
 
 class Curated(BaseModel):
@@ -54,78 +59,82 @@ ONE_WORKER: Any = ThreadPoolTaskRunner(max_workers=1)
       task_runner=ONE_WORKER)
 def curate(config: RunConfig) -> Curated:
     """Curate a prompt set into a manifest."""
+    with in_use(config.root):
+        return _curate(config)
+
+
+def _curate(config: RunConfig) -> Curated:
     root = config.root
+    tag_run(f"data:{config.data.name}")
     stages: list[StageRecord] = []
-    inputs, entry = run_stage(config, fingerprint, config,
-                              describe=lambda found: f"layer {found.layer} of {found.layers}")
-    stages.append(entry)
+
+    def ran(stage: Task[..., R], *args: Any, size: str, describe: Callable[[R], str] | None = None) -> R:
+        result, entry = run_stage(config, stage, *args, size=size, describe=describe)
+        stages.append(entry)
+        return result
+
+    def extracted(source: ArtifactRef, name: str) -> tuple[ArtifactRef, int]:
+        started = time.monotonic()
+        found = run_extraction(root, inputs, source, config.features, name)
+        note = f"{found.read} prompts read" if found.read else "all prompts in the feature store"
+        stages.append(record(name, cached=found.read == 0, seconds=time.monotonic() - started, note=note,
+                             artifacts=[found.features, *found.segments]))
+        return found.features, found.read
+
+    inputs = ran(fingerprint, config, size="data, reader, SAE, policy",
+                 describe=lambda found: f"layer {found.layer} of {found.layers}")
     previous = find_previous(config, inputs.sae_hash, inputs.model_hash, inputs.layer)
-
-    table, entry = run_stage(
-        config, read, root, inputs.data, inputs.evaluations, inputs.policy, Path(config.base), config.data,
-        config.hygiene, config.policy, inputs.data_hash, inputs.evaluation_hashes, inputs.policy_hash, inputs.verifier,
-        describe=lambda ref: f"{load_usable(ref).height} usable prompts")
-    stages.append(entry)
-    manifests.check_batches(config, load_usable(table).height)
-
-    features, read_now, entry = _extract(config, inputs, table, "extract")
-    stages.append(entry)
+    table = ran(read, root, inputs.data, inputs.evaluations, inputs.policy, Path(config.base), config.data,
+                config.hygiene, config.policy, inputs.data_hash, inputs.evaluation_hashes, inputs.policy_hash,
+                inputs.verifier, size=inputs.data[0].name, describe=_usable_note)
+    features, read_now = extracted(table, "extract")
     if config.hygiene.sae_similarity is not None:
-        table, entry = run_stage(config, near_duplicates, root, table, features, config.hygiene,
-                                 describe=lambda ref: f"{load_usable(ref).height} usable prompts")
-        stages.append(entry)
-        manifests.check_batches(config, load_usable(table).height)
-        features, _, entry = _extract(config, inputs, table, "gather what is left")
-        stages.append(entry)
-    clusters, entry = run_stage(config, cluster, root, features, config.clusters, previous, describe=describe_clusters)
-    stages.append(entry)
+        table = ran(near_duplicates, root, table, features, config.hygiene, size=_usable_note(table),
+                    describe=_usable_note)
+        features, _ = extracted(table, "gather what is left")
+    usable = load_usable(table).height
+    manifests.check_batches(config, usable)
+    prompts = f"{usable:,} prompts"
+    clusters = ran(cluster, root, features, config.clusters, previous, size=prompts, describe=describe_clusters)
 
-    labels = None
+    labels, likelihoods = None, None
     if config.labels.source != "none":
-        labels, entry = run_stage(config, label, root, table, clusters, inputs.policy, inputs.policy_hash,
-                                  Path(config.base), inputs.verifier, config.labels, config.policy,
-                                  describe=_labels_note)
-        stages.append(entry)
-    likelihoods = None
+        labels = ran(label, root, table, clusters, inputs.policy, inputs.policy_hash, Path(config.base),
+                     inputs.verifier, config.labels, config.policy, size=_labels_size(config, usable),
+                     describe=_labels_note)
     if config.difficulty.method == "nll" or config.quality.suspect_answers:
-        likelihoods, entry = run_stage(
-            config, likelihood, root, table, inputs.policy, inputs.policy_hash, config.quality.answer_format,
-            config.quality.seed, config.policy.trust_remote_code, describe=lambda _: "by the policy")
-        stages.append(entry)
-    hard, entry = run_stage(config, difficulty, root, features, table, labels, likelihoods, inputs.rewards,
-                            inputs.rewards_hash, config.difficulty, describe=_why)
-    stages.append(entry)
+        likelihoods = ran(likelihood, root, table, inputs.policy, inputs.policy_hash, config.quality.answer_format,
+                          config.quality.seed, config.policy.trust_remote_code, size=prompts)
+    hard = ran(difficulty, root, features, table, labels, likelihoods, inputs.rewards, inputs.rewards_hash,
+               config.difficulty, size=prompts, describe=_why)
 
     damaged, damaged_features, damaged_now = None, None, 0
     if config.quality.method != "none" and config.quality.labels == "corruptions":
-        damaged, entry = run_stage(config, corrupt, root, table, config.quality, config.data.instruction)
-        stages.append(entry)
-        damaged_features, damaged_now, entry = _extract(config, inputs, damaged, "extract damaged copies")
-        stages.append(entry)
-    good, entry = run_stage(config, quality, root, features, table, labels, damaged, damaged_features, config.quality,
-                            describe=_why)
-    stages.append(entry)
+        damaged = ran(corrupt, root, table, config.quality, config.data.instruction,
+                      size=f"{min(config.quality.count, usable):,} copies")
+        damaged_features, damaged_now = extracted(damaged, "extract damaged copies")
+    good = ran(quality, root, features, table, labels, damaged, damaged_features, config.quality, size=prompts,
+               describe=_why)
     suspects = None
     if likelihoods is not None and config.quality.suspect_answers:
-        suspects, entry = run_stage(config, suspicion, root, likelihoods, config.quality,
-                                    describe=lambda ref: load_suspicion(ref)[1]["why"])
-        stages.append(entry)
+        suspects = ran(suspicion, root, likelihoods, config.quality, size=prompts,
+                       describe=lambda ref: load_suspicion(ref)[1]["why"])
 
-    made, entry = run_stage(config, manifests.manifest, root, inputs, config, table, features, clusters, labels, hard,
-                            good, suspects, manifests.curation_hash(config, inputs), describe=lambda ref: ref.path.name)
-    stages.append(entry)
-    _publish(made)
+    made = ran(manifests.manifest, root, inputs, config, table, features, clusters, labels, hard, good, suspects,
+               manifests.curation_hash(config, inputs), size=prompts, describe=lambda ref: ref.path.name)
+    _show(made)
+    publish_manifest(config, made.path, stages)
     return Curated(manifest=made, id=made.path.name, inputs=inputs, prompts_read_by_model=read_now,
-                   damaged_copies_read=damaged_now,
-                   stages=stages)
+                   damaged_copies_read=damaged_now, stages=stages)
 
 
-def _extract(config: RunConfig, inputs: Inputs, source: ArtifactRef,
-             name: str) -> tuple[ArtifactRef, int, StageRecord]:
-    started = time.monotonic()
-    features, read_now = run_extraction(config.root, inputs, source, config.features, name)
-    note = f"{read_now} prompts read" if read_now else "all prompts in the feature store"
-    return features, read_now, record(name, cached=read_now == 0, seconds=time.monotonic() - started, note=note)
+def _usable_note(table: ArtifactRef) -> str:
+    return f"{load_usable(table).height} usable prompts"
+
+
+def _labels_size(config: RunConfig, usable: int) -> str:
+    count = f"{min(config.labels.count, usable):,} prompts"
+    return f"{count} x {config.labels.samples} answers" if config.labels.source in ("rollouts", "server") else count
 
 
 def _labels_note(labels: ArtifactRef) -> str:
@@ -138,7 +147,8 @@ def _why(scores: ArtifactRef) -> str:
     return load_scores(scores)[1]["why"]
 
 
-def _publish(made: ArtifactRef) -> None:
+def _show(made: ArtifactRef) -> None:
     """The manifest's figures and plots, as an artifact of this run."""
-    create_markdown_artifact(key="curation", markdown=(made.path / manifests.SUMMARY).read_text(encoding="utf-8"),
-                             description=f"manifest {made.path.name}")
+    text = (made.path / manifests.SUMMARY).read_text(encoding="utf-8")
+    where = f"\n\nManifest: `{made.path}`\n\nReport page: `{made.path / 'report.html'}`\n"
+    create_markdown_artifact(key="curation", markdown=text + where, description=f"manifest {made.path.name}")

@@ -8,6 +8,7 @@ from prefect import flow
 
 from flows.curate import ONE_WORKER, curate
 from flows.outcome import manifest_figures
+from flows.publish import tag_run
 from flows.train import train
 from saerl_core.config import RunConfig
 
@@ -15,6 +16,8 @@ from saerl_core.config import RunConfig
 @flow(name="pipeline", flow_run_name="pipeline · {config.name}", persist_result=False, task_runner=ONE_WORKER)
 def pipeline(config: RunConfig) -> dict[str, Any]:
     """From a prompt file to a policy that verl has trained on a curated manifest."""
+    tag_run(f"data:{config.data.name}")
     curated = curate(config)
+    tag_run(f"manifest:{curated.id}")
     trained = train(config, curated.manifest.path)
     return {**manifest_figures(curated.manifest.path), **curated.figures(), "train": trained}

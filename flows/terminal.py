@@ -5,13 +5,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from flows import stages
 from flows.stages import StageRecord
+from saerl_core.gc import Findings
 from tasks import progress
 
 console = Console(stderr=True, highlight=False)
@@ -56,6 +59,19 @@ def show_sae(outcome: Mapping[str, Any]) -> None:
 
     console.print()
     console.print(lead(outcome), markup=False)
+
+
+def show_garbage(workspace: Path, found: Findings, *, removed: bool) -> None:
+    """What nothing refers to, the largest first."""
+    for item in sorted(found.garbage, key=lambda item: -item.bytes):
+        console.print(f"  {decimal(item.bytes):>10}  {item.kind:<10} {item.path.relative_to(workspace)}", markup=False,
+                      soft_wrap=True)
+    for note in found.notes:
+        console.print(f"  note: {note}", markup=False, soft_wrap=True)
+    total = decimal(sum(item.bytes for item in found.garbage))
+    what = f"{len(found.garbage)} removed" if removed else f"{len(found.garbage)} that nothing refers to"
+    more = "" if removed or not found.garbage else "; --delete removes them"
+    console.print(f"  {total:>10}  in {what}, {decimal(found.kept_bytes)} kept{more}", markup=False)
 
 
 def _rows(outcome: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -10,11 +10,13 @@ import polars as pl
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
+from flows.publish import publish, tag_run
 from flows.stages import run_stage
 from saerl_core import models, sources
 from saerl_core.artifact import ArtifactRef, write_file
 from saerl_core.config import RunConfig
 from saerl_core.errors import ConfigError
+from saerl_core.locks import in_use
 from saerl_core.manifest import read_manifest
 from saerl_core.rl import verifiers
 from saerl_core.rl.evaluate import compare
@@ -28,23 +30,33 @@ from tasks.train import train as train_stage
 @flow(name="train", flow_run_name="train · {config.name}", persist_result=False)
 def train(config: RunConfig, manifest: Path) -> dict[str, Any]:
     """Train the config's policy on a manifest; resume what was interrupted, skip what is done."""
+    with in_use(config.root):
+        return _train(config, manifest)
+
+
+def _train(config: RunConfig, manifest: Path) -> dict[str, Any]:
     if config.data.heldout is None:
         raise ConfigError("data.heldout is not set: accuracy before and after training is measured on a held-out set")
     root, base = config.root, Path(config.base)
+    tag_run(f"data:{config.data.name}", f"manifest:{read_manifest(manifest)['id']}")
     verifier = verifiers.load(config.policy, base).identity
     policy = models.fetch(config.policy.model, base)
     policy_hash = models.model_hash(policy)
-    files = sources.find_files(config.data.heldout, Path(config.base))
-    rows, _ = run_stage(config, heldout, root, files, config.data, sources.content_hash(files))
+    files = sources.find_files(config.data.heldout, base)
+    rows, entry = run_stage(config, heldout, root, files, config.data, sources.content_hash(files), size=files[0].name)
+    stages = [entry]
     job = plan_job(config, manifest, rows.path / ROWS, policy_hash)
 
     def measure(folder: Path, sha256: str) -> ArtifactRef:
-        measured, _ = run_stage(config, evaluate, root, folder, sha256, rows, base, verifier, config.evaluation,
-                                config.policy, describe=_accuracy)
+        size = f"{config.evaluation.prompts:,} problems x {config.evaluation.samples} answers"
+        measured, entry = run_stage(config, evaluate, root, folder, sha256, rows, base, verifier, config.evaluation,
+                                    config.policy, size=size, describe=_accuracy)
+        stages.append(entry)
         return measured
 
     before = load_evaluation(measure(policy, policy_hash))
-    trained, entry = run_stage(config, train_stage, job, job.identity, job.steps,
+    trained, entry = run_stage(config, train_stage, job, job.identity,
+                               size=f"{job.steps} steps of {job.batch_size} prompts x {config.train.rollouts} answers",
                                describe=lambda found: f"{found.steps} steps")
     after = load_evaluation(measure(trained.checkpoint, trained.sha256))
     outcome = {
@@ -62,7 +74,8 @@ def train(config: RunConfig, manifest: Path) -> dict[str, Any]:
         "run": str(trained.run_dir),
         "report": str(trained.run_dir / "report.html"),
     }
-    _publish(trained, manifest, outcome)
+    _show(trained, manifest, outcome)
+    publish(config, trained.run_dir, stages)
     return outcome
 
 
@@ -71,7 +84,7 @@ def _accuracy(measured: ArtifactRef) -> str:
     return f"{found.accuracy:.1%} sampled, {found.greedy_accuracy:.1%} greedy"
 
 
-def _publish(trained: Trained, manifest: Path, outcome: dict[str, Any]) -> None:
+def _show(trained: Trained, manifest: Path, outcome: dict[str, Any]) -> None:
     """The training's report page in the run's folder, and its short form as an artifact of the flow run."""
     from saerl_core.report import training
 

@@ -70,11 +70,17 @@ def staging(root: Path) -> Iterator[Path]:
 
 def sweep(folder: Path) -> None:
     """Remove what writers that no longer live have left in `folder` under temporary names."""
+    for leftover in temporary_leftovers(folder):
+        shutil.rmtree(leftover, ignore_errors=True)
+        leftover.unlink(missing_ok=True)
+
+
+def temporary_leftovers(folder: Path) -> Iterator[Path]:
+    """What writers that no longer live have left in `folder` under temporary names."""
     for leftover in folder.glob(".tmp-*-*"):
         pid = leftover.name.split("-")[1]
         if pid.isdigit() and not _alive(int(pid)):
-            shutil.rmtree(leftover, ignore_errors=True)
-            leftover.unlink(missing_ok=True)
+            yield leftover
 
 
 def _alive(pid: int) -> bool:

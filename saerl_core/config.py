@@ -597,6 +597,9 @@ class TrainConfig(Section):
     """Interpreter of the environment that has verl. Default: this one."""
     seed: int = 0
     """Seed of the policy's sampling."""
+    resume_from: Place | None = None
+    """A checkpoint of another training run (`runs/NAME/checkpoints/global_step_N`) to go on from, though it was trained
+    on another manifest: the next step is batch N + 1 of this one. Default: a run resumes from its own only."""
     retries: Annotated[int, Field(ge=0)] = 1
     """How often a job that died is resumed from its last checkpoint before the run fails."""
     overrides: tuple[str, ...] = ()

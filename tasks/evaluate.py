@@ -13,6 +13,7 @@ from saerl_core.rl import verifiers
 from saerl_core.rl.evaluate import Evaluation
 from tasks.caching import stage
 from tasks.heldout import load_chats
+from tasks.limits import device_slot
 from tasks.progress import Progress
 
 VERSION = 2
@@ -25,11 +26,13 @@ def evaluate(root: Path, policy_path: Path, policy_hash: str, heldout: ArtifactR
     """Measure a policy on the first held-out problems. The hash stands for the path in the cache key, and the
     identity of `policy.verifier` for what lies in the folder `base`."""
     from saerl_core.rl import evaluate as core
+    from saerl_core.rl import rollouts
 
     messages, answers = load_chats(heldout, config.prompts)
-    found = core.evaluate(policy_path, messages, answers, config, score=verifiers.load(policy, base).score,
-                          max_response_tokens=policy.max_response_tokens, trust_remote_code=policy.trust_remote_code,
-                          progress=Progress("evaluate", "problems"))
+    with device_slot(rollouts.default_device()):
+        found = core.evaluate(policy_path, messages, answers, config, score=verifiers.load(policy, base).score,
+                              max_response_tokens=policy.max_response_tokens,
+                              trust_remote_code=policy.trust_remote_code, progress=Progress("evaluate", "problems"))
     with artifact.staging(root / "artifacts") as staged:
         (staged / _ANSWERS).write_bytes(safetensors.numpy.save({"sampled": found.sampled, "greedy": found.greedy}))
         header = {"stage": "evaluate", "policy": policy_hash, "problems": len(answers)}

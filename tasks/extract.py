@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 from pydantic import BaseModel
 
-from saerl_core import artifact, features, sae
+from saerl_core import artifact, disk, features, locks, models, sae
 from saerl_core.artifact import ArtifactRef
 from saerl_core.backbone import Backbone
 from saerl_core.config import FeaturesConfig
@@ -17,6 +17,7 @@ from saerl_core.hashing import hash_value
 from saerl_core.sae import Sae
 from tasks.caching import keep_results, stage
 from tasks.inputs import Inputs
+from tasks.limits import device_slot
 from tasks.progress import Progress
 from tasks.read import TABLE
 
@@ -57,20 +58,25 @@ def load_messages(source: ArtifactRef) -> list[list[dict[str, str]]]:
 
 
 @stage("extract", features.VERSION, of=("content", "store_hash"),
-       run_name="extract {number}/{total} · {rows} prompts")
+       run_name="extract {number}/{total} · {rows:,} prompts")
 def extract_shard(inputs: Inputs, config: FeaturesConfig, source: ArtifactRef, start: int, number: int, total: int,
                   rows: int, content: str, store_hash: str) -> ShardResult:
-    """Read those prompts of a shard that the store lacks; keep their rows as one segment."""
+    """Read those prompts of a shard that the store lacks; keep their rows as one segment.
+
+    Shard by shard one run works on a store at a time: what two runs need, the second finds.
+    """
     messages = load_messages(source)[start : start + rows]
     keys = [features.feature_key(chat) for chat in messages]
-    found = features.find_rows(inputs.store, keys)
-    segments = {path for path, _ in found.values()}
-    refs = [ArtifactRef(path=path, sha256=path.stem, size=path.stat().st_size) for path in sorted(segments)]
-    missing = {key: chat for key, chat in zip(keys, messages, strict=True) if key not in found}
-    if missing:
-        backbone, encoder = reader(inputs.model, inputs.sae, inputs.layer, config.model_dump_json())
-        rows_read = extract(backbone, encoder, list(missing.values()), config)
-        refs.append(features.write_segment(inputs.store, list(missing), rows_read))
+    with locks.exclusive(inputs.store / ".lock"):
+        found = features.find_rows(inputs.store, keys)
+        segments = {path for path, _ in found.values()}
+        refs = [ArtifactRef(path=path, sha256=path.stem, size=path.stat().st_size) for path in sorted(segments)]
+        missing = {key: chat for key, chat in zip(keys, messages, strict=True) if key not in found}
+        if missing:
+            backbone, encoder = reader(inputs.model, inputs.sae, inputs.layer, config.model_dump_json())
+            with device_slot(backbone.device.type):
+                rows_read = extract(backbone, encoder, list(missing.values()), config)
+            refs.append(features.write_segment(inputs.store, list(missing), rows_read))
     return ShardResult(segments=refs, read=len(missing))
 
 
@@ -97,23 +103,47 @@ def load_rows(ref: ArtifactRef) -> features.FeatureRows:
     return features.read_rows(ref.path / ROWS)
 
 
-def run_extraction(root: Path, inputs: Inputs, source: ArtifactRef, config: FeaturesConfig,
-                   label: str) -> tuple[ArtifactRef, int]:
+class Extracted(BaseModel):
+    """What an extraction gave."""
+
+    features: ArtifactRef
+    read: int
+    """prompts that were read; 0: all came from the store"""
+    segments: list[ArtifactRef]
+    """where the store holds the rows"""
+
+
+def run_extraction(root: Path, inputs: Inputs, source: ArtifactRef, config: FeaturesConfig, label: str) -> Extracted:
     """Map `extract` over the shards of an artifact, then gather.
 
-    Returns:
-        The features, and the number of prompts that were read (0: all came from the store).
+    Raises:
+        ArtifactError: the disk may not hold the features.
     """
     shards = plan_shards(source, config.shard_rows)
+    _check_disk(root, inputs, source)
     progress = Progress(label, "prompts")
     store_hash = inputs.store.name
     mapped = keep_results(extract_shard, root)
     futures = [mapped.submit(inputs, config, source, shard.start, shard.number, shard.total, shard.stop - shard.start,
                              shard.content, store_hash) for shard in shards]
-    read = 0
+    read, segments = 0, {}
     for shard, future in zip(shards, futures, strict=True):
         result = future.result()
         read += 0 if future.state.name == "Cached" else result.read
+        segments.update((segment.path, segment) for segment in result.segments)
         progress(shard.stop, shards[-1].stop)
     contents = [shard.content for shard in shards]
-    return keep_results(gather, root)(root, inputs, source, contents, store_hash), read
+    gathered = keep_results(gather.with_options(task_run_name=f"gather · {shards[-1].stop:,} prompts"), root)
+    return Extracted(features=gathered(root, inputs, source, contents, store_hash), read=read,
+                     segments=list(segments.values()))
+
+
+def _check_disk(root: Path, inputs: Inputs, source: ArtifactRef) -> None:
+    """Room for the rows that the store lacks, twice: as segments, and gathered."""
+    chats = {features.feature_key(chat): chat for chat in load_messages(source)}
+    known = features.find_rows(inputs.store, chats)
+    missing = [chat for key, chat in chats.items() if key not in known]
+    characters = sum(len(message["content"]) for chat in missing for message in chat)
+    tokens_each = characters / models.CHARACTERS_PER_TOKEN / max(len(missing), 1)
+    needed = 2 * disk.feature_bytes(len(missing), tokens_each, sae.read_spec(inputs.sae))
+    disk.require(root, needed, f"the features of {len(missing):,} prompts")

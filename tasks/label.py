@@ -22,6 +22,7 @@ from saerl_core.rl import verifiers
 from saerl_core.rl.verifiers import Verifier
 from tasks import cluster
 from tasks.caching import stage
+from tasks.limits import device_slot
 from tasks.progress import Progress
 from tasks.read import load_usable
 
@@ -140,9 +141,10 @@ def _from_policy(config: LabelsConfig, policy_path: Path, policy: PolicyConfig) 
     def respond(chunk: pl.DataFrame) -> list[list[str]]:
         if not loaded:
             loaded.append(rollouts.load_policy(policy_path, trust_remote_code=policy.trust_remote_code))
-        return rollouts.sample_texts(
-            loaded[0], chunk["messages"].to_list(), samples=config.samples, temperature=config.temperature,
-            top_p=config.top_p, max_response_tokens=policy.max_response_tokens, seed=config.seed)
+        with device_slot(rollouts.default_device()):
+            return rollouts.sample_texts(
+                loaded[0], chunk["messages"].to_list(), samples=config.samples, temperature=config.temperature,
+                top_p=config.top_p, max_response_tokens=policy.max_response_tokens, seed=config.seed)
 
     return respond
 

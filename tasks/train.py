@@ -13,6 +13,7 @@ from saerl_core.rl.check import check_job
 from saerl_core.rl.job import VerlJob, build_job
 from saerl_core.rl.launch import TrainProgress, run_job
 from tasks.caching import stage
+from tasks.limits import device_slot
 from tasks.progress import Progress
 
 VERSION = 1
@@ -45,12 +46,13 @@ def plan_job(config: RunConfig, manifest: Path, heldout_parquet: Path, policy_ha
     return build_job(config, manifest, heldout_parquet, run_dir, policy_hash=policy_hash)
 
 
-@stage("train", VERSION, of=("identity",), run_name="train · {steps} steps")
-def train(job: VerlJob, identity: str, steps: int) -> Trained:
+@stage("train", VERSION, of=("identity",))
+def train(job: VerlJob, identity: str) -> Trained:
     """Check the job with verl's own code, run it to the end, resume it where it stopped."""
     check_job(job)
     progress = Progress("train", "steps")
-    result = run_job(job, lambda step: progress(step.step, step.steps, _note(step)))
+    with device_slot("cuda" if job.engine == "gpu" else "cpu"):
+        result = run_job(job, lambda step: progress(step.step, step.steps, _note(step)))
     return Trained(checkpoint=result.checkpoint, sha256=models.model_hash(result.checkpoint), run_dir=job.run_dir,
                    metrics=result.metrics, steps=result.steps, steps_run_now=result.steps_run_now,
                    resumed_from=result.resumed_from)

@@ -22,6 +22,9 @@ SIZE = 300_000
 """Upper bound in bytes."""
 _RESOLUTIONS = (120, 96, 72, 54, 36)
 
+_CELL = 60
+"""Characters: the UI cuts longer cells of a table off."""
+
 Row = tuple[str, str]
 
 
@@ -65,14 +68,16 @@ def assemble(title: str, lead: str, warnings: Sequence[str], rows: Sequence[Row]
         title: Plain text, as are all other strings.
         lead: One or two sentences.
         warnings: What must not be missed.
-        rows: Of the table: name and value.
+        rows: Name and value: a table of what is short, a paragraph for each that is long.
         pictures: What each shows, and the figure.
     """
     from saerl_core.report import figures
 
     parts = [f"# {plain(title)}", plain(lead)]
     parts += [f"> **{plain(warning)}**" for warning in warnings]
-    parts.append("\n".join(["| | |", "|---|---|", *(f"| {plain(name)} | {plain(value)} |" for name, value in rows)]))
+    table = [(name, value) for name, value in rows if len(value) <= _CELL]
+    parts.append("\n".join(["| | |", "|---|---|", *(f"| {plain(name)} | {plain(value)} |" for name, value in table)]))
+    parts += [f"**{plain(name)}**: {plain(value)}" for name, value in rows if len(value) > _CELL]
     text = "\n\n".join(parts) + "\n"
     return text + _inlined(pictures, SIZE - len(text.encode()), figures.to_png)
 

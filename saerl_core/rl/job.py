@@ -7,6 +7,7 @@ word on everything else.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 
 from saerl_core import models
 from saerl_core.config import RunConfig
-from saerl_core.errors import ConfigError
+from saerl_core.errors import ConfigError, ModelError
 from saerl_core.hashing import hash_value
 from saerl_core.manifest import verify_manifest
 from saerl_core.rl import verifiers, verl_side
@@ -27,6 +28,8 @@ from saerl_core.rl.verl_side.saerl_judge import FOLDER_VARIABLE
 Engine = Literal["cpu", "gpu"]
 
 VERL_SIDE = Path(verl_side.__file__).parent
+JOB_FILE = "job.json"
+"""In the run folder: which job it belongs to."""
 AGENT_LOOPS = "agent_loops.yaml"
 """In the run folder: verl's name for a loop → the function that makes it."""
 
@@ -40,6 +43,18 @@ _CPU_POLL_SECONDS = 0.05
 _GPU_POLL_SECONDS = 0.5
 _CPU_OBJECT_STORE_BYTES = 200_000_000
 _CHECKPOINTS_KEPT = 2  # the last, and the one before it in case the last is being written
+
+
+class Checkpoint(BaseModel):
+    """A checkpoint of another job, from which this one is told to go on."""
+
+    model_config = ConfigDict(frozen=True)
+
+    path: Path
+    step: int
+    manifest_id: str
+    identity: str
+    """of the job that wrote it"""
 
 
 class VerlJob(BaseModel):
@@ -65,6 +80,8 @@ class VerlJob(BaseModel):
     identity: str
     """Hash of what decides the result: manifest, policy, settings. A run folder belongs to one identity."""
     retries: int
+    resume_from: Checkpoint | None = None
+    """Where it begins, if not at the policy."""
 
     @property
     def train_parquet(self) -> Path:
@@ -131,6 +148,7 @@ def build_job(
         batch_size=batch_size,
         steps=steps,
     )
+    resumed = _named_checkpoint(config, policy, batch_size, steps)
     decisive = [
         override.replace(str(run_dir), "RUN").replace(str(policy), "POLICY").replace(str(manifest_dir), "MANIFEST")
         .replace(str(VERL_SIDE), "SAERL")
@@ -149,9 +167,40 @@ def build_job(
         manifest_id=str(manifest["id"]),
         batch_size=batch_size,
         steps=steps,
-        identity=hash_value([manifest["id"], policy_hash or models.model_hash(policy), decisive]),
+        identity=hash_value([manifest["id"], policy_hash or models.model_hash(policy), decisive,
+                             *([resumed.identity, resumed.step] if resumed else [])]),
         retries=config.train.retries,
+        resume_from=resumed,
     )
+
+
+def _named_checkpoint(config: RunConfig, policy: Path, batch_size: int, steps: int) -> Checkpoint | None:
+    """What `train.resume_from` names, if this job can go on from there.
+
+    Raises:
+        ConfigError: it is no checkpoint, or of another batch size or model, or at or past the last step.
+    """
+    if config.train.resume_from is None:
+        return None
+    path = config.resolve(config.train.resume_from)
+    try:
+        step = int(path.name.removeprefix("global_step_"))
+        written = json.loads((path.parent.parent / JOB_FILE).read_text(encoding="utf-8"))
+        found = Checkpoint(path=path, step=step, manifest_id=written["manifest"], identity=written["identity"])
+        then, now = models.read_spec(path / "actor" / "huggingface"), models.read_spec(policy)
+    except (OSError, ValueError, KeyError, TypeError, ModelError) as error:
+        raise ConfigError(f"train.resume_from: {path} is no checkpoint of a training run of SAERL's "
+                          "(runs/NAME/checkpoints/global_step_N)") from error
+    if written["batch_size"] != batch_size:
+        raise ConfigError(f"train.resume_from: {path} was trained on batches of {written['batch_size']}, this manifest "
+                          f"has batches of {batch_size}: its steps are not the same")
+    if step >= steps:
+        raise ConfigError(f"train.resume_from: {path} is at step {step}, this manifest has {steps} batches: nothing is "
+                          "left to train on")
+    if (then.layers, then.d_model) != (now.layers, now.d_model):
+        raise ConfigError(f"train.resume_from: {path} is a model of {then.layers} x {then.d_model} (layers x width), "
+                          f"policy.model one of {now.layers} x {now.d_model}")
+    return found
 
 
 def resolve_engine(config: RunConfig) -> Engine:

@@ -27,12 +27,11 @@ from saerl_core.errors import ArtifactError, TrainError
 from saerl_core.rl import process
 from saerl_core.rl.check import manifest_batches
 from saerl_core.rl.consumed import consumed_at
-from saerl_core.rl.job import AGENT_LOOPS, VERL_SIDE, VerlJob
+from saerl_core.rl.job import AGENT_LOOPS, JOB_FILE, VERL_SIDE, VerlJob
 from saerl_core.rl.logs import telling_line
 from saerl_core.rl.metrics import HELDOUT, metric_files, parse_line
 from saerl_core.rl.overrides import key_of, spell
 
-JOB_FILE = "job.json"
 _POLL_SECONDS = 0.25
 _AGENT_LOOPS = "- {name: saerl_single_turn, _target_: saerl_agent_loop.single_turn}\n"
 _PY_EXECUTABLE = "ray_kwargs.ray_init.runtime_env.py_executable"
@@ -91,6 +90,7 @@ def run_job(job: VerlJob, on_progress: Callable[[TrainProgress], None] | None = 
     with _exclusively(job.run_dir):
         claim(job)
         process.reap(job.run_dir)
+        _adopt_checkpoint(job)
         done = finished_checkpoint(job)
         if done is not None:
             return _result(job, done, started=False, resumed_from=job.steps, attempts=0, steps_run_now=0)
@@ -126,6 +126,7 @@ def claim(job: VerlJob) -> None:
         "engine": job.engine,
         "steps": job.steps,
         "batch_size": job.batch_size,
+        "resumed_from": job.resume_from.model_dump(mode="json") if job.resume_from else None,
     }
     if path.exists():
         try:
@@ -134,7 +135,8 @@ def claim(job: VerlJob) -> None:
             raise ArtifactError(f"{path}: unreadable; delete {job.run_dir} to train afresh") from error
         if other.get("manifest") != job.manifest_id:
             raise ArtifactError(f"{job.run_dir} belongs to manifest {other.get('manifest')}, not to {job.manifest_id}: "
-                                "training would resume on other data; use another folder, or delete this one")
+                                "training would resume on other data; use another folder, delete this one, or name its "
+                                "checkpoint in train.resume_from")
         if other.get("identity") != job.identity:
             raise ArtifactError(f"{job.run_dir} belongs to a job with another policy or other settings: it cannot be "
                                 "resumed with these; use another folder, or delete this one")
@@ -144,6 +146,16 @@ def claim(job: VerlJob) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(own, indent=1) + "\n", encoding="utf-8")
     temporary.replace(path)
+
+
+def _adopt_checkpoint(job: VerlJob) -> None:
+    """Begin with the checkpoint that `train.resume_from` names, unless there is a later one of this job's own."""
+    if job.resume_from is None or last_checkpoint(job) is not None:
+        return
+    target = job.checkpoints / job.resume_from.path.name
+    shutil.rmtree(job.checkpoints, ignore_errors=True)  # what an interrupted copy left
+    shutil.copytree(job.resume_from.path, target)
+    (job.checkpoints / _TRACKER).write_text(str(job.resume_from.step), encoding="utf-8")  # complete only with this
 
 
 def last_checkpoint(job: VerlJob) -> int | None:

@@ -35,6 +35,11 @@ class Policy:
     source: str
 
 
+def default_device() -> Literal["cpu", "cuda"]:
+    """The GPU, if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def load_policy(
     path: Path | str,
     device: Literal["auto", "cpu", "cuda"] = "auto",
@@ -53,7 +58,7 @@ def load_policy(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = default_device()
     if dtype == "auto":
         dtype = "bfloat16" if device == "cuda" else "float32"
     if isinstance(path, Path) and not path.is_dir():

@@ -200,8 +200,50 @@ def test_check_says_what_hygiene_found(saerl: Run, tmp_path: Path) -> None:
     assert "3 prompts are in exam word for word, 0 nearly so" in found["notes"]
 
 
-@pytest.mark.parametrize("command", [[], ["check"], ["run"], ["curate"], ["train"], ["export"], ["manifest", "verify"],
-                                     ["manifest", "show"], ["toy", "build"], ["init"]])
+def test_gc_shows_and_removes_and_refuses_a_folder_that_is_no_workspace(saerl: Run, tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    code, out, err = saerl("gc", config)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "no workspace of SAERL's there" in err
+    draft = tmp_path / "saerl-out" / "runs" / "draft"
+    draft.mkdir(parents=True)
+    (tmp_path / "saerl-out" / "manifests").mkdir()
+    (draft / "log").write_text("x" * 2000)
+    code, _, err = saerl("gc", config)
+    assert (code, draft.exists()) == (0, True)
+    assert "2.0 kB  draft      runs/draft" in err
+    code, out, _ = saerl("gc", config, "--delete", "--json")
+    assert (code, draft.exists()) == (0, False)
+    assert [item["kind"] for item in json.loads(out)["garbage"]] == ["draft"]
+
+
+@pytest.mark.parametrize("command", ["watch", "deploy"])
+def test_what_needs_a_server_says_so_in_one_line(saerl: Run, tmp_path: Path, command: str) -> None:
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings(restore_defaults={PREFECT_API_URL}):
+        code, out, err = saerl(command, write_config(tmp_path))
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "set PREFECT_API_URL" in err
+
+
+def test_a_full_disk_is_told_before_it_is_filled(saerl: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shutil
+
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    code, out, err = saerl("curate", write_config(tmp_path, labels={"source": "none"}, quality={"method": "none"}))
+    assert (code, out) == (2, "")
+    assert "the features of 60 prompts may take" in err.splitlines()[-1]
+    heldout = f"data.heldout={{path: {tmp_path / 'prompts.jsonl'}, columns: {{prompt: problem}}}}"
+    code, out, err = saerl("run", tmp_path / "run.yaml", "-s", heldout)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "the checkpoints of the training may take" in err
+
+
+@pytest.mark.parametrize("command", [
+    [], ["init"], ["check"], ["run"], ["curate"], ["train"], ["train-sae"], ["export"], ["serve"], ["deploy"],
+    ["watch"], ["gc"], ["manifest", "verify"], ["manifest", "show"], ["toy", "build"]])
 def test_help_teaches(saerl: Run, command: list[str]) -> None:
     code, out, _ = saerl(*command, "--help")
     assert code == 0

@@ -20,6 +20,8 @@ def test_a_summary_holds_the_figures_and_three_pictures() -> None:
     assert len(text.encode()) < markdown.SIZE
     assert "| trained on | 1,280 |" in text
     assert "| left out: low quality | " in text
+    assert max(len(cell) for line in text.splitlines() if line.startswith("|") for cell in line.split("|")) <= 62
+    assert "**quality**: in use" in text
     pictures = IMAGE.findall(text)
     assert len(pictures) == text.count("<img") == 3
     for _, data in pictures:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import textwrap
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
-from saerl_core.errors import ArtifactError, TrainError
+from saerl_core.errors import ArtifactError, ConfigError, TrainError
 from saerl_core.rl import process
 from saerl_core.rl.consumed import answers_per_prompt, consumed_batches
 from saerl_core.rl.job import VerlJob, build_job
@@ -101,6 +103,47 @@ def test_a_folder_of_another_manifest_is_refused(
     other = build_job(make_config(), manifest, None, job.run_dir)
     with pytest.raises(ArtifactError, match=f"belongs to manifest {job.manifest_id}"):
         run_job(other)
+
+
+def test_a_checkpoint_of_another_manifest_is_gone_on_from_when_it_is_named(
+    job: VerlJob, make_config: MakeConfig, tmp_path: Path, tiny_policy_dir: Path
+) -> None:
+    with pytest.raises(TrainError):
+        run_job(_ordered(job, STUB_DIE_AT="4", STUB_DIE_ALWAYS="1"))
+    named = job.checkpoints / "global_step_2"
+    shutil.copytree(tiny_policy_dir, named / "actor" / "huggingface", dirs_exist_ok=True)
+    manifest = save_manifest(tmp_path / "manifests", batch_size=4, batches=6, seed=9)
+    other = _stubbed(build_job(make_config(train={"resume_from": str(named)}), manifest, None, tmp_path / "other"),
+                     tmp_path)
+    assert other.identity != build_job(make_config(), manifest, None, tmp_path / "other").identity
+    result = run_job(other)
+    assert (result.resumed_from, result.steps_run_now, result.attempts) == (2, 4, 1)
+    assert sorted(consumed_batches(other.run_dir)) == [3, 4, 5, 6]
+    assert json.loads((other.run_dir / "job.json").read_text())["resumed_from"]["manifest_id"] == job.manifest_id
+    assert named.is_dir()
+
+
+@pytest.mark.parametrize(("change", "complaint"), [
+    ({"batch_size": 8}, "batches of 8, this manifest has batches of 4"),
+    ({"name": "global_step_6"}, "at step 6, this manifest has 6 batches"),
+    ({"name": "elsewhere"}, "is no checkpoint"),
+    ({"job": False}, "is no checkpoint"),
+    ({"layers": 7}, "a model of 7 x "),
+])
+def test_a_named_checkpoint_that_does_not_fit_is_refused_in_one_line(
+    make_config: MakeConfig, manifest_dir: Path, tmp_path: Path, tiny_policy_dir: Path, change: dict[str, Any],
+    complaint: str
+) -> None:
+    named = tmp_path / "run" / "checkpoints" / change.get("name", "global_step_2")
+    model = Path(shutil.copytree(tiny_policy_dir, named / "actor" / "huggingface"))
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "num_hidden_layers": change.get("layers", 2)}))
+    if change.get("job", True):
+        (tmp_path / "run" / "job.json").write_text(json.dumps(
+            {"manifest": "m", "identity": "i", "batch_size": change.get("batch_size", 4)}))
+    with pytest.raises(ConfigError, match=complaint) as caught:
+        build_job(make_config(train={"resume_from": str(named)}), manifest_dir, None, tmp_path / "other")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_folder_of_other_settings_is_refused(

@@ -1,0 +1,51 @@
+"""Locks between processes that share a workspace. The kernel lets go of them when their holder dies, however it dies.
+
+They are advisory locks on files (`flock`): on a network file system they need one that passes them on (NFSv4 does).
+"""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+IN_USE = ".in-use"
+"""In a workspace: held shared by every run, and alone by whoever removes things."""
+
+
+class BusyError(Exception):
+    """Somebody else holds the lock."""
+
+
+@contextmanager
+def exclusive(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold a lock file alone.
+
+    Args:
+        path: The lock file; made where it is missing, and left there.
+        wait: Wait for the other holders.
+
+    Raises:
+        BusyError: somebody else holds it, and `wait` is off.
+    """
+    with _locked(path, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)):
+        yield
+
+
+@contextmanager
+def in_use(workspace: Path) -> Iterator[None]:
+    """Hold a workspace together with others that use it, so that `saerl gc --delete` keeps away."""
+    with _locked(workspace / IN_USE, fcntl.LOCK_SH):
+        yield
+
+
+@contextmanager
+def _locked(path: Path, mode: int) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, mode)
+        except BlockingIOError as error:
+            raise BusyError(str(path)) from error
+        yield

@@ -1,0 +1,121 @@
+"""`saerl serve` and `saerl curate` as processes: what runs, where it listens, and that nothing is left of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+import yaml
+
+from benchmarks.served import until
+from flows import serve
+from saerl_core.errors import ConfigError
+from tests.flows.conftest import make_config, toy_rows, write_rows
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    return subprocess.Popen([sys.executable, "-m", "flows.cli", *arguments], text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, env=environment, cwd=folder)
+
+
+def address(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("serving "):
+            return line.split()[-1]
+    raise AssertionError(process.communicate()[1])
+
+
+def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def has_features(folder: Path, process: subprocess.Popen[str]) -> bool | None:
+    assert process.poll() is None, process.communicate()[1]
+    return any(folder.glob("saerl-out/features/*/*.safetensors")) or None
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    write_rows(tmp_path / "heldout.jsonl", toy_rows(20, start=1000))
+    data = make_config(tmp_path).data.model_dump(mode="json")
+    data["heldout"] = {"path": "heldout.jsonl", "columns": {"prompt": "problem"}}
+    made = make_config(tmp_path, data=data, labels={"count": 100, "samples": 8})
+    path = tmp_path / "served.yaml"
+    path.write_text(yaml.safe_dump(made.model_copy(update={"name": "served"}).model_dump(mode="json")))
+    return path
+
+
+def test_a_port_that_is_taken_is_refused_and_the_default_gives_way() -> None:
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind((serve.HOST, 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"--port {port} is taken"):
+            serve._choose_port(port)
+    assert serve._choose_port(None) > 0
+
+
+@pytest.mark.e2e
+def test_a_killed_curation_leaves_no_server_behind(config: Path, tmp_path: Path) -> None:
+    process = start(tmp_path, "curate", str(config))
+    until(lambda: has_features(tmp_path, process), 300)
+    children = family(process)
+    assert any("uvicorn" in " ".join(child.cmdline()) for child in children)
+    process.kill()
+    process.wait()
+    assert psutil.wait_procs(children, timeout=30)[1] == []
+
+
+@pytest.mark.e2e
+def test_serve_listens_on_loopback_runs_deployments_revives_them_and_leaves_nothing(config: Path,
+                                                                                   tmp_path: Path) -> None:
+    process = start(tmp_path, "serve", str(config))
+    root = address(process)
+    members = family(process)
+    assert {part for child in members for part in child.cmdline()} >= {"server", "worker", "watch"}
+    listening = [connection.laddr.ip for child in members for connection in child.net_connections("inet")
+                 if connection.status == psutil.CONN_LISTEN]
+    assert listening
+    assert set(listening) == {"127.0.0.1"}
+
+    second = start(tmp_path, "serve", str(config))
+    assert "running for this workspace already" in second.communicate(timeout=120)[1]
+    assert second.returncode == 2
+
+    with httpx.Client(base_url=f"{root}/api", timeout=30) as api:
+        deployment = api.get("/deployments/name/curate/served").json()["id"]
+        run = api.post(f"/deployments/{deployment}/create_flow_run", json={}).json()["id"]
+        until(lambda: has_features(tmp_path, process), 300)
+    members = family(process)
+    process.kill()
+    process.wait()
+    assert psutil.wait_procs(members, timeout=30)[1] == []
+
+    process = start(tmp_path, "serve", str(config))
+    with httpx.Client(base_url=f"{address(process)}/api", timeout=30) as api:
+        def ended() -> dict[str, Any] | None:
+            found = api.get(f"/flow_runs/{run}").json()
+            return found if found["end_time"] else None
+
+        revived = until(ended, 300)
+    assert revived["state_type"] == "COMPLETED"
+    assert revived["run_count"] == 2
+    members = family(process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 0
+    assert psutil.wait_procs(members, timeout=5)[1] == []
+    time.sleep(1)
+    assert not [child for child in psutil.process_iter(["cmdline"])
+                if any(str(tmp_path) in part for part in child.info["cmdline"] or [])]
