@@ -13,6 +13,7 @@ import scipy.sparse as sp
 import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 
+from benchmarks.rows import Chat
 from saerl_core import backbone as backbones
 from saerl_core.backbone import Backbone
 from saerl_core.config import FeaturesConfig
@@ -20,8 +21,6 @@ from saerl_core.extract import batch_by_length, extract, pad, pooled_tokens
 from saerl_core.models import render
 from saerl_core.probes import inputs
 from saerl_core.sae import Sae
-
-Chat = list[dict[str, str]]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ Defaults are chosen on the split `tune`; `test` is for the figures that are quot
 from __future__ import annotations
 
 import argparse
-import gzip
 import hashlib
 import json
 import sys
@@ -23,16 +22,17 @@ import numpy as np
 import scipy.sparse as sp
 from sklearn.metrics import normalized_mutual_info_score
 
-from benchmarks.readings import Chat, Reading, read
+from benchmarks.ceiling import measure_toy
+from benchmarks.readings import Reading, read
+from benchmarks.rows import Rows, chats, load, lot, unique
+from benchmarks.tables import show
 from saerl_core import clusters, corruptions, likelihood, sae
 from saerl_core.config import ClustersConfig, DifficultyConfig, FeaturesConfig, QualityConfig
 from saerl_core.difficulty import fit as fit_difficulty
 from saerl_core.extract import extract, load_reader
-from saerl_core.locations import resolve
 from saerl_core.probes import auc, bootstrap_interval, fit_logistic, fit_mlp, fit_ridge, inputs, spearman
 from saerl_core.rl import rollouts
 
-Rows = list[dict[str, Any]]
 _DRAWS = {200: 8, 1000: 4, 5000: 1}
 """Labels → how many draws of them are averaged."""
 _HELD_OUT = 3000
@@ -64,17 +64,16 @@ def measure_real(data: Path, reader: Path, sae_folder: Path, split: str) -> dict
         return read(backbone, encoder, chats(rows), config, spec.k or 32)
 
     found: dict[str, Any] = {"split": split}
-    found["difficulty"] = _difficulty(_unique(_load(data, "deepscaler_passrate_dev")), reading, reader, split)
+    found["difficulty"] = _difficulty(unique(load(data, "deepscaler_passrate_dev")), reading, reader, split)
     found["quality"] = _quality(data, backbone, encoder, config, reading, reader, split)
-    found["diversity"] = _diversity(_load(data, "math_train"), backbone, encoder, config, reading, split)
+    found["diversity"] = _diversity(load(data, "math_train"), backbone, encoder, config, reading, split)
     return found
 
 
 def _difficulty(rows: Rows, reading: Callable[[Rows], Reading], reader: Path, split: str) -> dict[str, Any]:
     """Spearman with the measured pass rate, on held-out rows, for every proxy and control."""
-    lot = np.array([_lot(row["problem"]) for row in rows])
-    rows = [row for row, number in zip(rows, lot, strict=True) if (number < 0.45) == (split == "tune")]
-    order = np.argsort([_lot("held out " + row["problem"]) for row in rows])
+    rows = [row for row in rows if in_split(row["problem"], split)]
+    order = np.argsort([lot("held out " + row["problem"]) for row in rows])
     held_out, pool = order[: min(_HELD_OUT, len(order) // 3)], order[min(_HELD_OUT, len(order) // 3) :]
     hard = 1 - np.array([row["pass_rate"] for row in rows])
     seen = reading(rows)
@@ -102,9 +101,14 @@ def _difficulty(rows: Rows, reading: Callable[[Rows], Reading], reader: Path, sp
                 predictions.setdefault(name, []).append(probe.predict(x[held_out]))
         table[str(count)] = {name: _mean_interval(several, predictions["SAE, ridge"], hard[held_out])
                              for name, several in predictions.items()}
-    _print_table(f"difficulty: Spearman with measured difficulty, {len(held_out)} held-out rows, split {split}",
-                 table, "labels")
+    show(f"Spearman with measured difficulty (95% interval over {len(held_out)} held-out rows), and how far SAE ridge "
+         f"is ahead; split {split}", table, "labels")
     return table
+
+
+def in_split(text: str, split: str) -> bool:
+    """Whether a text belongs to this split: 45% are for tuning."""
+    return (lot(text) < 0.45) == (split == "tune")
 
 
 def _mean_interval(several: list[np.ndarray], ours: list[np.ndarray], hard: np.ndarray) -> list[float]:
@@ -125,13 +129,13 @@ def _quality(data: Path, backbone: Any, encoder: Any, config: FeaturesConfig, re
 
     Two questions: a probe fitted on the data set's own damage, and the product's, which damages copies itself.
     """
-    rows = _load(data, "synthetic_corruptions")
-    originals = {row["id"]: row for name in ("math_train", "gsm8k_train") for row in _load(data, name)}
+    rows = load(data, "synthetic_corruptions")
+    originals = {row["id"]: row for name in ("math_train", "gsm8k_train") for row in load(data, name)}
     # the reader has not been trained on the originals of this half
     unread = np.array([hashlib.sha1(originals[row["orig_id"]]["problem"].encode()).hexdigest()[0] >= "8"
                        for row in rows])
     if split == "tune":  # within the other half only
-        inner = np.array([_lot(row["orig_id"]) < 0.5 for row in rows])
+        inner = np.array([lot(row["orig_id"]) < 0.5 for row in rows])
         fit_rows, test_rows = np.flatnonzero(~unread & inner), np.flatnonzero(~unread & ~inner)
     else:
         fit_rows, test_rows = np.flatnonzero(~unread), np.flatnonzero(unread)
@@ -161,7 +165,7 @@ def _quality(data: Path, backbone: Any, encoder: Any, config: FeaturesConfig, re
     for damage in np.unique(kind[~intact]):
         these = test_rows[intact[test_rows] | (kind[test_rows] == damage)]
         table[str(damage)] = {name: _auc_interval(score[these], intact[these]) for name, score in scores.items()}
-    _print_table(f"quality: AUC, {int(intact[test_rows].sum())} intact rows, split {split}", table, "damage")
+    show(f"AUC (95% interval) against {int(intact[test_rows].sum())} intact rows, split {split}", table, "damage")
     return table
 
 
@@ -173,7 +177,7 @@ def _auc_interval(score: np.ndarray, positive: np.ndarray) -> list[float]:
 def _diversity(rows: Rows, backbone: Any, encoder: Any, config: FeaturesConfig, reading: Callable[[Rows], Reading],
                split: str) -> dict[str, Any]:
     """NMI of clusters with MATH's seven subjects."""
-    rows = [row for row in rows if (_lot(row["problem"]) < 0.45) == (split == "tune")]
+    rows = [row for row in rows if in_split(row["problem"], split)]
     subject = [row["subject"] for row in rows]
     features = extract(backbone, encoder, chats(rows), config)
     seen = reading(rows)
@@ -187,8 +191,8 @@ def _diversity(rows: Rows, backbone: Any, encoder: Any, config: FeaturesConfig, 
                 found.setdefault(name, []).append(normalized_mutual_info_score(subject, _kmeans(x, k, seed)))
         table[str(k)] = {name: [round(float(np.mean(several)), 3), round(min(several), 3), round(max(several), 3)]
                          for name, several in found.items()}
-    _print_table(f"diversity: NMI with {len(set(subject))} subjects, {len(rows)} rows, mean and range of 5 seeds, "
-                 f"split {split}", table, "k")
+    show(f"NMI of clusters with {len(set(subject))} subjects (range of 5 seeds), {len(rows)} rows, split {split}",
+         table, "k")
     return table
 
 
@@ -201,87 +205,6 @@ def _kmeans(x: sp.csr_array, k: int, seed: int) -> np.ndarray:
                           max_points_per_centroid=10_000)
     kmeans.train(vectors.astype(np.float32))
     return clusters.assign(vectors.astype(np.float32), np.asarray(kmeans.centroids).reshape(k, -1))[0]
-
-
-def measure_toy(labels: int = 300, samples: int = 8, held_out: int = 900) -> dict[str, Any]:
-    """Difficulty from few labels against the ceiling that the noise of the pass rates leaves, on the toy's prompts.
-
-    The ceiling is the rank correlation of two halves of the measured answers; a proxy is held against the same halves.
-    """
-    rows = [row for row in _read(resolve("saerl:toy/train.jsonl.gz", Path())) if row["defect"] != "duplicate"]
-    rows = sorted(rows, key=lambda row: _lot(row["problem"]))[: labels + held_out]
-    model, sae_folder = resolve("saerl:toy/lm", Path()), resolve("saerl:toy/sae", Path())
-    config = FeaturesConfig(model=str(model), sae=str(sae_folder))
-    spec = sae.read_spec(sae_folder)
-    assert spec.layer is not None
-    backbone, encoder = load_reader(model, sae_folder, spec.layer, config)
-    x = inputs(extract(backbone, encoder, chats(rows), config))
-    policy = rollouts.load_policy(model)
-    from saerl_core.rl.verl_side.saerl_verifier import is_correct
-
-    def correct(some: Rows, count: int, seed: int) -> np.ndarray:
-        texts = rollouts.sample_texts(policy, chats(some), samples=count, temperature=1.0, max_response_tokens=56,
-                                      seed=seed)
-        return np.array([[is_correct(text, row["answer"]) for text in several]
-                         for several, row in zip(texts, some, strict=True)])
-
-    target = 1 - correct(rows[:labels], samples, 0).mean(axis=1)
-    answers = correct(rows[labels:], 32, 1)
-    half_a, half_b = 1 - answers[:, :16].mean(axis=1), 1 - answers[:, 16:].mean(axis=1)
-    intact = np.array([row["defect"] == "" for row in rows[labels:]])
-    table: dict[str, dict[str, list[float]]] = {}
-    for name, of in (("intact prompts", intact), ("all prompts", np.ones(len(intact), bool))):
-        of = np.flatnonzero(of)
-        found: dict[str, list[float]] = {}
-        for method in ("ridge", "elastic_net"):
-            settings = DifficultyConfig(method=method)  # type: ignore[arg-type]  # one of its literals
-            predicted = fit_difficulty(x[:labels], target, settings).predict(x[labels:])
-
-            def share(i: np.ndarray, predicted: np.ndarray = predicted) -> float:
-                ours = (spearman(predicted[i], half_a[i]) + spearman(predicted[i], half_b[i])) / 2
-                return ours / spearman(half_a[i], half_b[i])
-
-            low, high = bootstrap_interval(lambda i, of=of, share=share: share(of[i]), len(of))
-            rho = (spearman(predicted[of], half_a[of]) + spearman(predicted[of], half_b[of])) / 2
-            found[method] = [round(figure, 3) for figure in (rho, spearman(half_a[of], half_b[of]), share(of), low,
-                                                             high)]
-        table[name] = found
-    _print_table(f"toy: Spearman of difficulty from {labels} labels of {samples} answers, ceiling, share of it", table,
-                 "prompts")
-    return table
-
-
-def chats(rows: Rows) -> list[Chat]:
-    """Problems as chats."""
-    return [[{"role": "user", "content": row["problem"]}] for row in rows]
-
-
-def _lot(text: str) -> float:
-    """A number in [0, 1) that belongs to a text."""
-    return int(hashlib.sha256(" ".join(text.split()).encode()).hexdigest()[:13], 16) / 16**13
-
-
-def _load(data: Path, name: str) -> Rows:
-    return _read(data / f"{name}.jsonl.gz")
-
-
-def _read(path: Path) -> Rows:
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
-
-
-def _unique(rows: Rows) -> Rows:
-    """The first of each text."""
-    return list({" ".join(row["problem"].split()): row for row in reversed(rows)}.values())[::-1]
-
-
-def _print_table(title: str, table: dict[str, dict[str, list[float]]], corner: str) -> None:
-    lines = [f"\n{title}", f"| {corner} | {' | '.join(table)} |", "|---" * (len(table) + 1) + "|"]
-    for name in next(iter(table.values())):
-        cells = [" ".join(f"{figure:.3f}" for figure in column[name]) for column in table.values()]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    sys.stdout.write("\n".join(lines) + "\n")
-
 
 if __name__ == "__main__":
     main()
