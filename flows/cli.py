@@ -65,6 +65,24 @@ def init(path: Annotated[Path, typer.Argument(help="Where to write it.")] = DEFA
     _tell(f"wrote {path}: edit it, then `saerl check {path}`")
 
 
+@app.command("fields")
+def show_fields(
+    section: Annotated[str, typer.Argument(help="For example `schedule` or `labels.server`. Default: all.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Explain the fields of a config: name, default, what it does."""
+    from dataclasses import asdict
+
+    from flows.fields import about, fields
+    from flows.terminal import show_fields as show
+
+    found = fields(section)
+    if as_json:
+        _print_json({field.name: asdict(field) for field in found})
+    else:
+        show(about(section), found)
+
+
 @app.command()
 def check(config: ConfigArgument = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Validate a config end to end in seconds: files and columns, SAE against model, verl's own configuration.

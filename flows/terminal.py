@@ -3,16 +3,20 @@ stdout carries results only."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.filesize import decimal
+from rich.markdown import Markdown
+from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from flows import stages
+from flows.fields import Field
 from flows.stages import StageRecord
 from saerl_core.gc import Findings
 from tasks import progress
@@ -51,6 +55,17 @@ def show_counts(outcome: Mapping[str, Any]) -> None:
     for name, value in _rows(outcome):
         console.print(f"  {name:<20}", style="dim", end="")
         console.print(value, markup=False, soft_wrap=True)  # a path that is cut short cannot be copied
+
+
+def show_fields(about: str, fields: Iterable[Field]) -> None:
+    """Fields of a config, to be read: on stdout, for they are the result."""
+    page = Console(highlight=False)
+    if about:
+        page.print(Markdown(about), "")
+    for field in fields:
+        page.print(f"[bold]{field.name}[/]  ", end="")
+        page.print(f"{field.default}", markup=False, style="cyan", soft_wrap=True)
+        page.print(Padding(Text(field.about), (0, 0, 0, 4)))
 
 
 def show_sae(outcome: Mapping[str, Any]) -> None:

@@ -754,7 +754,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
 def _first_line(error: ValidationError) -> str:
     """The first of pydantic's errors as one line; unknown keys first, for they explain missing ones."""
     details = sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
-    first, fields = details[0], [_field_of(item["loc"]) for item in details]
+    first, fields = details[0], [_field_of(item["type"], item["loc"]) for item in details]
     more = len(set(fields)) - 1
     suffix = f" (and {more} more)" if more else ""
     where = ".".join(fields[0])
@@ -767,15 +767,16 @@ def _first_line(error: ValidationError) -> str:
         return f"{where} is missing{suffix}"
     message = " or ".join(item["msg"].removeprefix("Value error, ") for item, field in zip(details, fields, strict=True)
                           if field == fields[0])  # a field of several types has an error for each
-    if not where or isinstance(first["input"], dict):
+    if not where or (first["type"] == "value_error" and isinstance(first["input"], dict)):
         return message + suffix  # a check across fields, which names them itself
     value = repr(first["input"])
     return f"{where} = {value if len(value) <= 60 else value[:57] + '...'}: {message}{suffix}"
 
 
-def _field_of(loc: tuple[int | str, ...]) -> tuple[str, ...]:
+def _field_of(kind: str, loc: tuple[int | str, ...]) -> tuple[str, ...]:
     """The field that an error is about: without the types that pydantic tried there (`literal['auto']`)."""
-    return tuple(str(part) for part in loc if isinstance(part, int) or part.isidentifier())
+    return tuple(str(part) for part in loc
+                 if kind == "extra_forbidden" or isinstance(part, int) or part.isidentifier())
 
 
 def _fields_at(loc: tuple[int | str, ...]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,27 +12,7 @@ import yaml
 
 from flows import cli
 from flows.curate import Curated
-from tests.flows.conftest import make_config, toy_rows
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def saerl(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """Run `saerl ARGS` in a folder of its own: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["saerl", *map(str, args)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
+from tests.flows.conftest import Run, make_config, toy_rows
 
 
 def write_config(folder: Path, **changes: dict[str, Any]) -> Path:
