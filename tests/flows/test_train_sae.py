@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import pytest
 import yaml
 
-from flows import cli
 from flows.curate import curate
 from flows.train_sae import train_sae
 from saerl_core import sae
@@ -20,6 +18,7 @@ from saerl_core.config import RunConfig
 from saerl_core.errors import ConfigError
 from saerl_core.manifest import verify_manifest
 from saerl_core.sae_training import train
+from tests.flows.conftest import Run
 
 SMALL = {"tokens": 8192, "batch_tokens": 256, "buffer_tokens": 1024, "d_sae": 64, "k": 4, "learning_rate": 3e-3,
          "heldout_tokens": 400}
@@ -93,22 +92,11 @@ def test_a_corpus_of_its_own_can_be_named(world: Callable[..., RunConfig], tmp_p
 
 
 @pytest.fixture
-def saerl(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path,
-          world: Callable[..., RunConfig]) -> Callable[..., tuple[int, str, str]]:
-    """Run `saerl COMMAND` on a config: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
+def on_config(saerl: Run, world: Callable[..., RunConfig]) -> Run:
+    """Run `saerl COMMAND` on a config of these sections: (exit code, stdout, stderr)."""
     def run(command: str, *args: str, **sections: Any) -> tuple[int, str, str]:
-        config = world(**sections)
-        Path("run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json", exclude={"base"})))
-        monkeypatch.setattr(sys, "argv", ["saerl", command, "run.yaml", *args])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
+        Path("run.yaml").write_text(yaml.safe_dump(world(**sections).model_dump(mode="json", exclude={"base"})))
+        return saerl(command, "run.yaml", *args)
 
     return run
 
@@ -128,12 +116,12 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("case", MISTAKES)
-def test_a_mistake_is_one_line_and_leaves_nothing(saerl: Callable[..., tuple[int, str, str]], tmp_path: Path,
+def test_a_mistake_is_one_line_and_leaves_nothing(on_config: Run, tmp_path: Path,
                                                   case: str) -> None:
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "note").write_text("precious")
     sections, complaint = MISTAKES[case]
-    code, out, err = saerl("train-sae", **sections)
+    code, out, err = on_config("train-sae", **sections)
     assert (code, out, err.count("\n")) == (2, "", 1), err
     assert complaint in err
     assert {path.name for path in tmp_path.iterdir()} == {"taken", "prompts.jsonl", "run.yaml"}
@@ -148,27 +136,27 @@ def test_amounts_that_contradict_each_other_are_refused_by_name(world: Callable[
         world(sae_training={**SMALL, **changes}, features={"layer": 2})
 
 
-def test_the_command_prints_one_json_object(saerl: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
-    code, out, _ = saerl("train-sae", "--json", sae_training={**SMALL, "tokens": 1024}, features={"sae": "mine"})
+def test_the_command_prints_one_json_object(on_config: Run, tmp_path: Path) -> None:
+    code, out, _ = on_config("train-sae", "--json", sae_training={**SMALL, "tokens": 1024}, features={"sae": "mine"})
     assert code == 0
     assert json.loads(out)["sae"] == str(tmp_path / "mine")
 
 
 @pytest.mark.parametrize("command", ["run", "curate", "check"])
-def test_a_run_without_its_sae_says_how_to_train_one(saerl: Callable[..., tuple[int, str, str]],
+def test_a_run_without_its_sae_says_how_to_train_one(on_config: Run,
                                                      command: str) -> None:
     heldout = {"heldout": {"path": "prompts.jsonl", "columns": {"prompt": "problem"}}} if command == "run" else {}
-    code, _, err = saerl(command, sae_training=SMALL, features={"sae": "mine"}, data=heldout)
+    code, _, err = on_config(command, sae_training=SMALL, features={"sae": "mine"}, data=heldout)
     assert code == 2
     assert "mine: no SAE in sae-lens's format there" in err
     assert "`saerl train-sae`" in err
 
 
-def test_check_tells_of_a_registered_sae_that_is_not_here(saerl: Callable[..., tuple[int, str, str]]) -> None:
-    code, out, _ = saerl("check", "--json", features={"sae": "sae-lens:gpt2-small-res-jb/blocks.8.hook_resid_pre"})
+def test_check_tells_of_a_registered_sae_that_is_not_here(on_config: Run) -> None:
+    code, out, _ = on_config("check", "--json", features={"sae": "sae-lens:gpt2-small-res-jb/blocks.8.hook_resid_pre"})
     assert code == 0
     assert any("download it from jbloom/GPT2-Small-SAEs-Reformatted" in note for note in json.loads(out)["notes"])
-    code, _, err = saerl("check", features={"sae": "sae-lens:qwen-scope-3-1.7b-base-w32k-l50/layer14"})
+    code, _, err = on_config("check", features={"sae": "sae-lens:qwen-scope-3-1.7b-base-w32k-l50/layer14"})
     assert code == 2
     assert "features.sae has d_in 2048, features.model has a residual stream of 128" in err
 
