@@ -19,6 +19,7 @@ import numpy as np
 import polars as pl
 from scipy.stats import rankdata
 
+from saerl_core.apportion import apportion
 from saerl_core.hashing import hash_value
 
 VERSION = 2
@@ -57,13 +58,9 @@ def choose(keys: Sequence[str], clusters: np.ndarray, count: int, seed: int) -> 
     Returns:
         int64 [min(count, n)], ascending. Cluster shares are exact up to rounding (largest remainder).
     """
-    n = len(clusters)
-    count = min(count, n)
+    count = min(count, len(clusters))
     numbers, sizes = np.unique(clusters, return_counts=True)
-    exact = sizes * count / n
-    quota = np.floor(exact).astype(int)
-    most_short = np.argsort(-(exact - quota), kind="stable")[: count - quota.sum()]
-    quota[most_short] += 1
+    quota = apportion(count, sizes)
     lots = np.array([draw(key, seed) for key in keys], dtype=np.uint64)
     chosen = []
     for number, size in zip(numbers, quota, strict=True):
