@@ -15,7 +15,7 @@ lint: .venv/ready
 	$(BIN)/pyright
 
 unit: .venv/ready
-	$(BIN)/pytest -m "not e2e"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not e2e" -n 2 --dist loadfile  # two files at a time, a core each
 
 e2e: .venv/ready  ## real Ray, real verl
 	$(BIN)/pytest -m e2e

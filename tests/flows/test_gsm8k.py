@@ -24,7 +24,8 @@ def test_gsm8k_is_curated_end_to_end(shared: Path, tmp_path: Path, reader: str) 
     curated = curate(load_config(ROOT / "examples" / "gsm8k.yaml", tuple(overrides)))
     header = verify_manifest(curated.manifest.path)
     assert header["prompts"]["read"] == header["prompts"]["kept"] + header["prompts"]["dropped"] == 7473
-    assert curated.prompts_read_by_model == 7473 - header["prompts"]["dropped_by_reason"].get("too_long", 0)
+    ruled_out = sum(header["prompts"]["dropped_by_reason"].get(reason, 0) for reason in ("too_long", "near_duplicate"))
+    assert curated.prompts_read_by_model == 7473 - ruled_out
     train = pl.read_parquet(curated.manifest.path / "train.parquet")
     assert train.height == header["batches"] * 64 == header["prompts"]["kept"]
     content = train["prompt"].list.last().struct.field("content")

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -63,8 +64,9 @@ def postgres() -> Iterator[str]:
             until(lambda: subprocess.run(ready, capture_output=True, check=False).returncode == 0 or None, 30)
             yield f"postgresql+asyncpg://{user}@127.0.0.1:{port}/postgres"
         finally:
-            for child in psutil.Process(process.pid).children(recursive=True):
-                child.terminate()
+            with suppress(psutil.NoSuchProcess):  # they end each other
+                for child in psutil.Process(process.pid).children(recursive=True):
+                    child.terminate()
             process.terminate()
             process.wait(timeout=30)
 
