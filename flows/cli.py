@@ -288,15 +288,39 @@ def show(manifest: Annotated[Path, typer.Argument(help="A manifest's folder.")],
         return
     from flows.outcome import manifest_figures
     from flows.terminal import console, show_counts
+    from saerl_core.report.facts import findings
 
     show_counts(manifest_figures(manifest))
-    for stage in ("difficulty", "quality"):
-        console.print(f"  {stage}: {header[stage]['why']}", markup=False)
+    gates = [(stage, header[stage]["why"]) for stage in ("difficulty", "quality")]
+    for name, words in [*gates, *findings(header)]:
+        console.print(f"  {name}: {words}", markup=False, soft_wrap=True)
     for warning in (*header["health"]["warnings"], *header["notes"]):
-        console.print(f"  note: {warning}", markup=False)
+        console.print(f"  note: {warning}", markup=False, soft_wrap=True)
     for run in _runs_of(manifest):
-        console.print(f"  made by: flow run {run.name} ({run.flow_run_id}), {run.at}", markup=False)
+        console.print(f"  made by: flow run {run.name} ({run.flow_run_id}), {run.at}", markup=False,
+                      soft_wrap=True)
     _tell(f"report: {manifest / 'report.html'}")
+
+
+@manifest_app.command("diff")
+def diff_manifests(
+    a: Annotated[Path, typer.Argument(help="A manifest's folder, usually the older one.")],
+    b: Annotated[Path, typer.Argument(help="Another one.")], as_json: AsJson = False,
+) -> None:
+    """Say what differs between two manifests, and why: inputs, settings, versions, and what became of each prompt.
+
+    A prompt is known by its text and answer, wherever it stands in the file. Both manifests are verified first. Exit
+    code 0 whether they are equal or not.
+    """
+    from flows.terminal import show_diff
+    from saerl_core.diff import diff
+
+    found = diff(a, b)
+    if as_json:
+        _print_json(found)
+    else:
+        show_diff(found)
+        _tell(found["why"])
 
 
 @toy_app.command("build")

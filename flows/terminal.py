@@ -3,6 +3,7 @@ stdout carries results only."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -87,6 +88,55 @@ def show_garbage(workspace: Path, found: Findings, *, removed: bool) -> None:
     what = f"{len(found.garbage)} removed" if removed else f"{len(found.garbage)} that nothing refers to"
     more = "" if removed or not found.garbage else "; --delete removes them"
     console.print(f"  {total:>10}  in {what}, {decimal(found.kept_bytes)} kept{more}", markup=False)
+
+
+_LONG = 100
+_MOVES = {"came": "new in B", "went": "gone from B", "left_out": "kept, now dropped", "taken_up": "dropped, now kept",
+          "other_reason": "dropped for another reason", "other_cluster": "in another cluster",
+          "other_batch": "in another batch"}
+
+
+def show_diff(found: Mapping[str, Any]) -> None:
+    """What differs between two manifests, a short table for each kind of difference (`saerl_core.diff`)."""
+    console.print(f"  A {found['a']}\n  B {found['b']}", markup=False)
+    for kind in ("inputs", "settings", "libraries", "counts", "figures"):
+        if found[kind]:
+            console.print(f"\n  [bold]{kind}[/]")
+        for change in found[kind]:
+            console.print(f"    {change['name']}: {_value(change['a'])} → {_value(change['b'])}", markup=False,
+                          soft_wrap=True)
+    if found["equal"]:
+        return
+    console.print("\n  [bold]prompts[/]")
+    console.print(f"    in both: {found['prompts']['common']}", markup=False)
+    for kind, words in _MOVES.items():
+        moved = found["prompts"][kind]
+        if moved["total"]:
+            shown = "; ".join(map(_example, moved["examples"])) + ("; ..." if moved["total"] > len(moved["examples"])
+                                                                   else "")
+            console.print(f"    {words}: {moved['total']}", end="")
+            console.print(f"  {shown}", markup=False, soft_wrap=True, style="dim")
+    order, agreement = found["order"], found["clusters"]["agreement"]
+    if agreement is not None:
+        console.print(f"    agreement of the clusters: {agreement:.3f} (adjusted mutual information)")
+    if order["spearman"] is not None:
+        console.print(f"    order of the {order['prompts']} that both train on: rank correlation "
+                      f"{order['spearman']:.3f}")
+    console.print()
+
+
+def _example(moved: Mapping[str, Any]) -> str:
+    """`train-00010: kept → beyond_steps`."""
+    sides = [str(moved[name]) if moved[name] is not None else "kept" for name in moved if name != "id"]
+    return f"{moved['id']}: {' → '.join(sides)}"
+
+
+def _value(value: Any) -> str:
+    """What is missing as a dash, what is long (a hash, a list of files) by its beginning."""
+    if isinstance(value, str) and len(value) >= 64:
+        return ", ".join(part[:12] for part in value.split(", "))
+    text = "–" if value is None else json.dumps(value, ensure_ascii=False) if isinstance(value, list) else str(value)
+    return text if len(text) <= _LONG else text[: _LONG - 3] + "..."
 
 
 def _rows(outcome: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -15,10 +15,11 @@ from flows.stages import run_stage
 from saerl_core import models, sources
 from saerl_core.artifact import ArtifactRef, write_file
 from saerl_core.config import RunConfig
-from saerl_core.errors import ConfigError
+from saerl_core.errors import ArtifactError, ConfigError
 from saerl_core.locks import in_use
 from saerl_core.manifest import read_manifest
 from saerl_core.rl import verifiers
+from saerl_core.rl.consumed import observed_rewards
 from saerl_core.rl.evaluate import compare
 from saerl_core.rl.metrics import read_metrics
 from tasks.evaluate import evaluate, load_evaluation
@@ -91,6 +92,7 @@ def _show(trained: Trained, manifest: Path, outcome: dict[str, Any]) -> None:
     metrics, manifest_id = read_metrics(trained.metrics), read_manifest(manifest)["id"]
     rows = pl.read_parquet(manifest / "train.parquet", columns=["extra_info"])["extra_info"].struct.unnest()
     difficulty = rows.group_by("batch").agg(pl.col("difficulty").mean()).sort("batch")["difficulty"].to_list()
+    rewards = _rewards(trained.run_dir, rows)
     result = {
         "manifest": manifest_id,
         "steps": trained.steps,
@@ -98,6 +100,15 @@ def _show(trained: Trained, manifest: Path, outcome: dict[str, Any]) -> None:
         "accuracy_after": {"sampled": outcome["accuracy_after"], "greedy": outcome["greedy_after"]},
         "gain": outcome["gain"],
     }
-    write_file(trained.run_dir / "report.html", training.training_page(metrics, result, difficulty).encode())
-    create_markdown_artifact(key="training", markdown=training.training_markdown(metrics, result, difficulty),
+    write_file(trained.run_dir / "report.html", training.training_page(metrics, result, difficulty, rewards).encode())
+    create_markdown_artifact(key="training", markdown=training.training_markdown(metrics, result, difficulty, rewards),
                              description=f"GRPO on manifest {manifest_id}")
+
+
+def _rewards(run_dir: Path, rows: pl.DataFrame) -> pl.DataFrame | None:
+    """How each prompt of each step fared, with its predicted difficulty; None where an older SAERL kept no rewards."""
+    try:
+        seen = observed_rewards(run_dir)
+    except ArtifactError:
+        return None  # the page does without
+    return seen.join(rows.select("key", "difficulty").unique("key"), on="key", how="left", maintain_order="left")

@@ -35,7 +35,7 @@ from saerl_core.errors import ArtifactError
 from saerl_core.prompts import MESSAGES
 from saerl_core.schedule import Schedule
 
-VERSION = 2
+VERSION = 3
 HEADER = "manifest.json"
 CODEBOOK = "clusters.safetensors"
 _LIBRARIES = ("saerl", "torch", "transformers", "sae-lens", "faiss-cpu", "polars", "scikit-learn", "scipy", "numpy",

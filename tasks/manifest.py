@@ -95,9 +95,8 @@ def manifest(root: Path, inputs: Inputs, config: RunConfig, table: ArtifactRef, 
         "seed": config.schedule.seed,
         "notes": notes,
     }
-    active = rows.active()
     return core.write_manifest(root / "manifests", curation, provenance, lambda header: {
-        "report.html": page.render(header, curation, active=active),
+        "report.html": page.render(header, curation),
         SUMMARY: markdown.summary(header, curation),
     }, (clusters.path / core.CODEBOOK).read_bytes())
 

@@ -1,4 +1,4 @@
-"""A manifest in short: a table and three pictures, as markdown that Prefect's UI shows beside the run.
+"""A manifest in short: its figures and three pictures, as markdown that Prefect's UI shows beside the run.
 
 The pictures travel in the text as data URIs. They are made again at a lower resolution until the whole is small enough
 to store with a run and to send to a browser.
@@ -10,7 +10,9 @@ import base64
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from saerl_core.report import page
+import numpy as np
+
+from saerl_core.report import calibration, facts
 from saerl_core.report.markup import count, percent, plain
 
 if TYPE_CHECKING:
@@ -35,29 +37,38 @@ def summary(header: Mapping[str, Any], curation: Curation) -> str:
         header: The manifest's header.
         curation: The findings behind it.
     """
-    from saerl_core.report import figures
+    from saerl_core.report.figures.batches import batch_sequence
+    from saerl_core.report.figures.clusters import cluster_colours, cluster_sizes
+    from saerl_core.report.figures.scores import reliability
 
-    prompts = header["prompts"]
+    colours = cluster_colours(facts.cluster_count(header, curation))
+    pictures = [("Clusters and difficulty of each batch", batch_sequence(
+        curation.schedule.batches, curation.cluster, curation.difficulty, curation.schedule.epoch, colours))]
+    if held_out := facts.part(header, "difficulty").get("held_out"):
+        bins = calibration.bins(*np.asarray(held_out, dtype=np.float64).T)
+        pictures.append(("Predicted against measured difficulty",
+                         reliability(bins, "predicted difficulty", "measured, mean")))
+    if sizes := facts.part(header, "clusters").get("sizes"):
+        trained = facts.trained_per_cluster(curation, len(sizes))
+        pictures.append(("Cluster sizes", cluster_sizes(sizes, trained, colours)))
+    return assemble(f"Curation of {facts.data_name(header)}", facts.lead(header, curation), facts.warnings(header),
+                    _rows(header, curation), pictures)
+
+
+def _rows(header: Mapping[str, Any], curation: Curation) -> list[Row]:
+    prompts, health = header["prompts"], facts.part(header, "health")
     rows = [("prompts read", count(prompts["read"])), ("trained on", count(prompts["kept"])),
             *((f"left out: {reason.replace('_', ' ')}", count(number))
               for reason, number in prompts["dropped_by_reason"].items()),
             ("batches", f"{count(header['batches'])} × {header['batch_size']} prompts")]
     rows += [(decision.name.lower(), f"{'in use' if decision.used else 'not used'}. {decision.words}")
-             for decision in page.decisions(header, curation)]
-    health = header.get("health") or {}
+             for decision in facts.decisions(header, curation)]
+    rows += facts.findings(header)
     if health:
         rows.append(("SAE", f"{percent(health['firing_share'])} of its features fire on these prompts"))
-    schedule, cluster = curation.schedule, curation.cluster
-    colours = figures.cluster_colours(page.cluster_count(header, curation))
-    pictures = [("Clusters and difficulty of each batch", figures.batch_sequence(
-        schedule.batches, cluster, curation.difficulty, schedule.epoch, colours))]
-    if held_out := (header.get("difficulty") or {}).get("held_out"):
-        pictures.append(("Predicted against measured difficulty", figures.held_out_difficulty(held_out)))
-    if sizes := (header.get("clusters") or {}).get("sizes"):
-        trained = page.trained_per_cluster(curation, len(sizes))
-        pictures.append(("Cluster sizes", figures.cluster_sizes(sizes, trained, colours)))
-    return assemble(f"Curation of {page.data_name(header)}", page.lead(header, curation), page.warnings(header), rows,
-                    pictures)
+    if unexplained := health.get("fvu_quantiles"):
+        rows.append(("variance that it misses", f"{percent(unexplained[2])} in the median prompt"))
+    return rows
 
 
 def assemble(title: str, lead: str, warnings: Sequence[str], rows: Sequence[Row],
@@ -71,7 +82,7 @@ def assemble(title: str, lead: str, warnings: Sequence[str], rows: Sequence[Row]
         rows: Name and value: a table of what is short, a paragraph for each that is long.
         pictures: What each shows, and the figure.
     """
-    from saerl_core.report import figures
+    from saerl_core.report import canvas
 
     parts = [f"# {plain(title)}", plain(lead)]
     parts += [f"> **{plain(warning)}**" for warning in warnings]
@@ -79,7 +90,7 @@ def assemble(title: str, lead: str, warnings: Sequence[str], rows: Sequence[Row]
     parts.append("\n".join(["| | |", "|---|---|", *(f"| {plain(name)} | {plain(value)} |" for name, value in table)]))
     parts += [f"**{plain(name)}**: {plain(value)}" for name, value in rows if len(value) > _CELL]
     text = "\n\n".join(parts) + "\n"
-    return text + _inlined(pictures, SIZE - len(text.encode()), figures.to_png)
+    return text + _inlined(pictures, SIZE - len(text.encode()), canvas.to_png)
 
 
 def _inlined(pictures: Sequence[tuple[str, Figure]], room: int, to_png: Callable[[Figure, int], bytes]) -> str:

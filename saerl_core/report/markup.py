@@ -6,14 +6,18 @@ import html
 import re
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 from markupsafe import Markup
 
 from saerl_core.report.palette import PALETTE
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 _UNSEEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069\ufffe\uffff]")
+_HYPHEN = re.compile(r"(?<![^\s(])-(?=\.?\d)")
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]#!|~$])")
 
 
@@ -32,9 +36,16 @@ def render(template: str, **values: Any) -> str:
     return _environment().get_template(template).render(**values)
 
 
-def drawing(svg: str) -> Markup:
-    """An SVG of ours as markup. Never call it on text that came with the data."""
-    return Markup(svg)
+def svg(fig: Figure, label: str) -> Markup:
+    """A figure as markup.
+
+    Args:
+        fig: The figure.
+        label: What it shows, for those who cannot see it.
+    """
+    from saerl_core.report import canvas
+
+    return Markup(canvas.to_svg(fig, label))
 
 
 def shorten(text: str, length: int) -> str:
@@ -47,6 +58,12 @@ def shorten(text: str, length: int) -> str:
 def plain(text: str) -> str:
     """Text that markdown, and the HTML in it, shows as it is."""
     return _MARKDOWN.sub(r"\\\1", html.escape(shorten(text, 1000), quote=False))
+
+
+def sentence(text: str) -> str:
+    """A stage's words as a sentence of the page: it begins large, ends with a stop, and its minus is a minus."""
+    text = _HYPHEN.sub("−", shorten(str(text), 600))
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "?", "!", "…")) else ".")
 
 
 def count(number: float, noun: str = "", plural: str = "") -> str:
@@ -63,4 +80,15 @@ def percent(share: float, decimals: int = 1) -> str:
 
 def figure(value: float | None, decimals: int = 2) -> str:
     """A number, or a dash where there is none."""
-    return "–" if value is None or value != value else f"{value:.{decimals}f}"
+    return "–" if value is None or value != value else f"{value:.{decimals}f}".replace("-", "−")
+
+
+def signed(value: float, decimals: int = 2) -> str:
+    """`+13.9`, `−0.4`."""
+    return f"{value:+.{decimals}f}".replace("-", "−")
+
+
+def interval(value: float | None, low: float | None, high: float | None, decimals: int = 2) -> str:
+    """`0.71 (0.65 to 0.76)`; a dash where there is no value."""
+    return "–" if value is None else " ".join(
+        [figure(value, decimals), f"({figure(low, decimals)} to {figure(high, decimals)})"])

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from saerl_core.report import markdown
-from saerl_core.report.markup import count, drawing, figure, percent, render
+from saerl_core.report.markup import count, figure, percent, render, svg
 
 _SERIES = {
     "explained_variance": "Explained variance of the batch",
@@ -28,10 +28,9 @@ def training_page(card: Mapping[str, Any], curve: Sequence[Mapping[str, float]])
         card: What `card.json` holds.
         curve: A record a point: `step` and the columns of `_SERIES`.
     """
-    from saerl_core.report import figures
 
     return render("sae.html.jinja", title=_title(card), lead=lead(card), figures=_headline(card), rows=_rows(card),
-                  panels=[drawing(figures.to_svg(fig, name)) for name, fig in _panels(curve)])
+                  panels=[svg(fig, name) for name, fig in _panels(curve)])
 
 
 def training_markdown(card: Mapping[str, Any], curve: Sequence[Mapping[str, float]]) -> str:
@@ -70,8 +69,8 @@ def _rows(card: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _panels(curve: Sequence[Mapping[str, float]]) -> list[tuple[str, Any]]:
-    from saerl_core.report import figures
+    from saerl_core.report.figures.training import step_series
 
     step = np.array([point["step"] for point in curve])
-    return [(title, figures.step_series(step, np.array([point[name] for point in curve]), title,
+    return [(title, step_series(step, np.array([point[name] for point in curve]), title,
                                         as_percent=name in _SHARES, smooth=False)) for name, title in _SERIES.items()]

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from saerl_core.report import markdown
-from saerl_core.report.markup import count, drawing, percent, shorten
+from saerl_core.report import markdown, observed
+from saerl_core.report.markup import count, percent, shorten, signed, svg
 from saerl_core.report.markup import render as fill
 
 if TYPE_CHECKING:
@@ -53,9 +53,9 @@ class _Accuracy:
         """`+13.9 (+12.1 to +15.7)`."""
         if self.gain is None:
             change = None if self.before is None or self.after is None else self.after - self.before
-            return "–" if change is None else f"{100 * change:+.1f}"
-        difference, low, high = (100 * value for value in self.gain)
-        return f"{difference:+.1f} ({low:+.1f} to {high:+.1f})"
+            return "–" if change is None else signed(100 * change, 1)
+        difference, low, high = (signed(100 * value, 1) for value in self.gain)
+        return f"{difference} ({low} to {high})"
 
     @property
     def gained(self) -> str:
@@ -63,7 +63,8 @@ class _Accuracy:
         return self.points.replace(" (", " points (95% interval ") if self.gain else f"{self.points} points"
 
 
-def training_page(metrics: pl.DataFrame, result: Mapping[str, Any], difficulty: Sequence[float] | None = None) -> str:
+def training_page(metrics: pl.DataFrame, result: Mapping[str, Any], difficulty: Sequence[float] | None = None,
+                  rewards: pl.DataFrame | None = None) -> str:
     """The run as one HTML page.
 
     Args:
@@ -71,8 +72,10 @@ def training_page(metrics: pl.DataFrame, result: Mapping[str, Any], difficulty: 
             last row counts.
         result: `manifest`, `steps`, `accuracy_before`, `accuracy_after`, `gain`, as far as they are known.
         difficulty: Mean predicted difficulty of each batch, where it is known.
+        rewards: Columns `key`, `step`, `difficulty`, `successes`, `trials`: how each prompt of each step fared
+            (`rl.consumed.observed_rewards`) and was predicted to; None where that was not recorded.
     """
-    from saerl_core.report import figures
+    from saerl_core.report.figures.training import accuracy_gain
 
     steps = _steps(metrics)
     accuracy = _accuracy(result)
@@ -86,29 +89,30 @@ def training_page(metrics: pl.DataFrame, result: Mapping[str, Any], difficulty: 
         figures=_headline(steps, result),
         accuracy=[{"mode": row.mode, "before": _share(row.before), "after": _share(row.after), "points": row.points}
                   for row in accuracy],
-        gains=drawing(figures.to_svg(figures.accuracy_gain(gains), "Gain with 95% interval")) if gains else "",
-        reward=drawing(figures.to_svg(main, "Reward and held-out accuracy by step")) if main is not None else "",
+        gains=svg(accuracy_gain(gains), "Gain with 95% interval") if gains else "",
+        reward=svg(main, "Reward and held-out accuracy by step") if main is not None else "",
         with_difficulty=difficulty is not None,
-        panels=[drawing(figures.to_svg(fig, title)) for title, fig in _panels(steps)],
+        foresight=observed.section(rewards, _column(steps, "pg_loss"), _of_steps(steps, difficulty)),
+        panels=[svg(fig, title) for title, fig in _panels(steps)],
         steps=steps.height,
     )
 
 
 def training_markdown(metrics: pl.DataFrame, result: Mapping[str, Any],
-                      difficulty: Sequence[float] | None = None) -> str:
+                      difficulty: Sequence[float] | None = None, rewards: pl.DataFrame | None = None) -> str:
     """The run in short, with inline pictures; arguments as for `training_page`."""
-    from saerl_core.report import figures
+    from saerl_core.report.figures.training import accuracy_gain
 
     steps, accuracy = _steps(metrics), _accuracy(result)
     rows = [(f"accuracy, {row.mode}", f"{_share(row.before)} → {_share(row.after)}, {row.gained}") for row in accuracy]
-    rows += _headline(steps, result)
+    rows += [*_headline(steps, result), *observed.fact(rewards)]
     if result.get("manifest"):
         rows.append(("manifest", str(result["manifest"])))
     main = _reward_figure(steps, difficulty)
     pictures = [("Reward and held-out accuracy by step", main)] if main is not None else []
     gains = {row.mode: row.gain for row in accuracy if row.gain is not None}
     if gains:
-        pictures.append(("Gain in accuracy with 95% interval", figures.accuracy_gain(gains)))
+        pictures.append(("Gain in accuracy with 95% interval", accuracy_gain(gains)))
     return markdown.assemble("GRPO training", _lead(steps, result, accuracy), _warnings(steps), rows, pictures)
 
 
@@ -127,33 +131,36 @@ def _column(steps: pl.DataFrame, name: str) -> np.ndarray | None:
     return values if np.isfinite(values).any() else None
 
 
+def _of_steps(steps: pl.DataFrame, difficulty: Sequence[float] | None) -> np.ndarray | None:
+    """float [steps], mean predicted difficulty of each step's batch, NaN where unknown; None where all are."""
+    if difficulty is None or not steps.height:
+        return None
+    step, of_batch = steps["step"].to_numpy(), np.asarray(difficulty, dtype=float)
+    known = (step >= 1) & (step <= len(of_batch))  # step 0 is a validation before the first update
+    of_step = np.where(known, of_batch[np.clip(step - 1, 0, len(of_batch) - 1)], np.nan)
+    return of_step if np.isfinite(of_step).any() else None
+
+
 def _reward_figure(steps: pl.DataFrame, difficulty: Sequence[float] | None) -> Figure | None:
-    from saerl_core.report import figures
+    from saerl_core.report.figures.training import reward
 
     mean, accuracy = _column(steps, "reward_mean"), _column(steps, "heldout_accuracy")
     if mean is None and accuracy is None:
         return None
     step = steps["step"].to_numpy()
     unknown = np.full(len(step), np.nan)
-    of_step = None
-    if difficulty is not None:
-        of_batch = np.asarray(difficulty, dtype=float)
-        known = (step >= 1) & (step <= len(of_batch))  # step 0 is a validation before the first update
-        of_step = np.where(known, of_batch[np.clip(step - 1, 0, len(of_batch) - 1)], np.nan)
-        if not np.isfinite(of_step).any():
-            of_step = None
-    return figures.reward(step, unknown if mean is None else mean, unknown if accuracy is None else accuracy, of_step)
+    return reward(step, unknown if mean is None else mean, unknown if accuracy is None else accuracy,
+                  _of_steps(steps, difficulty))
 
 
 def _panels(steps: pl.DataFrame) -> list[tuple[str, Figure]]:
-    from saerl_core.report import figures
+    from saerl_core.report.figures.training import step_series
 
     made = []
     for name, title in _SERIES.items():
         values = _column(steps, name)
         if values is not None:
-            fig = figures.step_series(steps["step"].to_numpy(), values, title, as_percent=name in _SHARES,
-                                      smooth=name != "lr")
+            fig = step_series(steps["step"].to_numpy(), values, title, as_percent=name in _SHARES, smooth=name != "lr")
             made.append((title, fig))
     return made
 

@@ -16,7 +16,7 @@ from tests.report.world import make
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    _, curation, _ = make(n=200, k=4, batch_size=8, steps=None, hostile=True)
+    _, curation = make(n=200, k=4, batch_size=8, steps=None, hostile=True)
     return write_manifest(tmp_path_factory.mktemp("manifests"), curation, {}, lambda header: {}, b"").path
 
 

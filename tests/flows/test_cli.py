@@ -154,8 +154,25 @@ def test_show_tells_counts_and_what_the_gates_decided(saerl: Run, curated_once: 
     code, out, err = saerl("manifest", "show", curated_once[1].manifest.path)
     assert code == 0
     assert "160 read" in err
-    assert "quality:" in err
+    for line in ("difficulty: ", "quality: ", "hygiene: ", "overlap: Mean cosine"):
+        assert f"\n  {line}" in err
     assert "report.html" in out
+
+
+def test_diff_names_what_changed_and_why(saerl: Run, tmp_path: Path) -> None:
+    config = write_config(tmp_path, labels={"source": "none"}, quality={"method": "none"})
+    first, second = (json.loads(saerl("curate", config, "--json", "-s", f"schedule.seed={seed}")[1])["manifest"]
+                     for seed in (0, 1))
+    code, out, err = saerl("manifest", "diff", first, second)
+    assert (code, out) == (0, "Settings changed: schedule.seed.\n")
+    assert "schedule.seed: 0 → 1" in err
+    assert "in another batch: " in err
+    code, out, _ = saerl("manifest", "diff", first, second, "--json")
+    assert (code, json.loads(out)["settings"]) == (0, [{"name": "schedule.seed", "a": 0, "b": 1}])
+    code, out, _ = saerl("manifest", "diff", first, first)
+    assert (code, out) == (0, "The manifests are equal.\n")
+    code, out, err = saerl("manifest", "diff", first, tmp_path)
+    assert (code, out, err.count("\n")) == (2, "", 1)
 
 
 def test_export_writes_once_and_says_what_it_wrote(saerl: Run, curated_once: tuple[Path, Curated],
@@ -222,7 +239,7 @@ def test_a_full_disk_is_told_before_it_is_filled(saerl: Run, tmp_path: Path, mon
 
 @pytest.mark.parametrize("command", [
     [], ["init"], ["check"], ["run"], ["curate"], ["train"], ["train-sae"], ["export"], ["serve"], ["deploy"],
-    ["watch"], ["gc"], ["manifest", "verify"], ["manifest", "show"], ["toy", "build"]])
+    ["watch"], ["gc"], ["manifest", "verify"], ["manifest", "show"], ["manifest", "diff"], ["toy", "build"]])
 def test_help_teaches(saerl: Run, command: list[str]) -> None:
     code, out, _ = saerl(*command, "--help")
     assert code == 0

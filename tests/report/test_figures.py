@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from saerl_core.report import figures
+from saerl_core.report import canvas
+from saerl_core.report.figures import batches, clusters, scores
 from saerl_core.report.palette import LIGHT, PALETTE
 
 DOTS = [(i / 20, (i % 9) / 8) for i in range(20)]
 
 
 def test_ids_of_two_drawings_never_clash() -> None:
-    first = figures.to_svg(figures.held_out_difficulty(DOTS))
-    second = figures.to_svg(figures.held_out_difficulty(DOTS[:-1]))
+    first = canvas.to_svg(scores.held_out_difficulty(DOTS))
+    second = canvas.to_svg(scores.held_out_difficulty(DOTS[:-1]))
     ids = [set(re.findall(r' id="([^"]+)"', svg)) for svg in (first, second)]
     assert all(ids)
     assert not ids[0] & ids[1]
@@ -24,7 +25,7 @@ def test_ids_of_two_drawings_never_clash() -> None:
 
 
 def test_a_drawing_takes_its_colours_from_the_page_and_names_no_place() -> None:
-    svg = figures.to_svg(figures.held_out_difficulty(DOTS), label='a "label" & more')
+    svg = canvas.to_svg(scores.held_out_difficulty(DOTS), label='a "label" & more')
     assert "var(--blue, " in svg
     assert "var(--ink, " in svg
     assert not [name for name, colour in LIGHT.items() if re.search(rf"(?<!{name}, ){colour}", svg)]
@@ -34,18 +35,18 @@ def test_a_drawing_takes_its_colours_from_the_page_and_names_no_place() -> None:
 
 
 def test_the_same_arrays_give_the_same_drawing() -> None:
-    assert len({figures.to_svg(figures.held_out_difficulty(DOTS)) for _ in range(3)}) == 1
-    assert len({figures.to_png(figures.held_out_difficulty(DOTS)) for _ in range(2)}) == 1
+    assert len({canvas.to_svg(scores.held_out_difficulty(DOTS)) for _ in range(3)}) == 1
+    assert len({canvas.to_png(scores.held_out_difficulty(DOTS)) for _ in range(2)}) == 1
 
 
 def test_a_png_has_the_size_of_its_resolution() -> None:
-    picture = Image.open(io.BytesIO(figures.to_png(figures.held_out_difficulty(DOTS), dpi=144)))
-    assert picture.size == (2 * figures.HALF, 640)
+    picture = Image.open(io.BytesIO(canvas.to_png(scores.held_out_difficulty(DOTS), dpi=144)))
+    assert picture.size == (2 * canvas.HALF, 640)
 
 
 @pytest.mark.parametrize("k", [1, 7, 8, 32, 300])
 def test_clusters_have_colours_of_their_own(k: int) -> None:
-    colours = figures.cluster_colours(k)
+    colours = clusters.cluster_colours(k)
     assert len(colours) == k
     assert len(set(colours)) >= min(k, 200)
     assert not set(colours) & set(LIGHT.values())
@@ -53,14 +54,14 @@ def test_clusters_have_colours_of_their_own(k: int) -> None:
 
 def test_a_large_schedule_stays_a_small_drawing() -> None:
     rng = np.random.default_rng(0)
-    batches = rng.permutation(40_000).reshape(-1, 20)
+    drawn = rng.permutation(40_000).reshape(-1, 20)
     cluster = rng.integers(0, 100, 40_000)
     difficulty = rng.random(40_000)
     epoch = np.repeat([0, 1], 1000)
-    svg = figures.to_svg(figures.batch_sequence(batches, cluster, difficulty, epoch, figures.cluster_colours(100)))
+    svg = canvas.to_svg(batches.batch_sequence(drawn, cluster, difficulty, epoch, clusters.cluster_colours(100)))
     assert len(svg) < 600_000
-    assert len(figures.to_svg(figures.cluster_roll(batches, cluster, difficulty))) < 800_000
-    assert len(figures.to_svg(figures.held_out_difficulty(DOTS * 2000))) < 400_000
+    assert len(canvas.to_svg(batches.cluster_roll(drawn, cluster, difficulty))) < 800_000
+    assert len(canvas.to_svg(scores.held_out_difficulty(DOTS * 2000))) < 400_000
 
 
 def test_text_is_readable_on_its_paper_in_both_modes() -> None:

@@ -7,7 +7,8 @@ import re
 import pytest
 from PIL import Image
 
-from saerl_core.report import figures, markdown
+from saerl_core.report import markdown
+from saerl_core.report.figures import scores
 from saerl_core.report.markup import plain
 from tests.report import world
 
@@ -15,7 +16,7 @@ IMAGE = re.compile(r'<img alt="([^"]+)" width="\d+" src="data:image/png;base64,(
 
 
 def test_a_summary_holds_the_figures_and_three_pictures() -> None:
-    header, curation, _ = world.make(n=1600)
+    header, curation = world.make(n=1600)
     text = markdown.summary(header, curation)
     assert len(text.encode()) < markdown.SIZE
     assert "| trained on | 1,280 |" in text
@@ -29,7 +30,7 @@ def test_a_summary_holds_the_figures_and_three_pictures() -> None:
 
 
 def test_warnings_come_first_and_no_prompt_is_quoted() -> None:
-    header, curation, _ = world.make(n=300, k=3, steps=None, hostile=True)
+    header, curation = world.make(n=300, k=3, steps=None, hostile=True)
     header["inputs"]["data"]["name"] = "<script>|`x`"
     header, curation = world.without_gates(header, curation)
     text = markdown.summary(header, curation)
@@ -40,7 +41,7 @@ def test_warnings_come_first_and_no_prompt_is_quoted() -> None:
 
 
 def test_a_summary_of_a_bare_manifest() -> None:
-    header, curation, _ = world.make(n=300, k=3, steps=None)
+    header, curation = world.make(n=300, k=3, steps=None)
     text = markdown.summary(*world.without_extras(header, curation))
     assert text.count("<img") == 1
 
@@ -49,7 +50,7 @@ def test_a_summary_of_a_bare_manifest() -> None:
 def test_pictures_give_way_where_room_is_short(monkeypatch: pytest.MonkeyPatch, size: int, pictures: int) -> None:
     monkeypatch.setattr(markdown, "SIZE", size)
     dots = [(i / 1500, (i * 7 % 1500) / 1500) for i in range(1500)]
-    drawn = [("A cloud", figures.held_out_difficulty(dots))]
+    drawn = [("A cloud", scores.held_out_difficulty(dots))]
     text = markdown.assemble("t", "l", [], [("a", "b")], drawn)
     assert len(text.encode()) <= size
     assert text.count("<img") == pictures

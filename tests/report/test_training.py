@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import numpy as np
 import polars as pl
+from scipy.stats import rankdata
 
 from saerl_core.manifest import Curation
 from saerl_core.report.markdown import SIZE
@@ -15,10 +17,10 @@ def batch_difficulty(curation: Curation) -> list[float]:
 
 def test_a_finished_run() -> None:
     metrics, result = world.training()
-    _, curation, _ = world.make(n=1400, k=8)
+    _, curation = world.make(n=1400, k=8)
     text = training_page(metrics, result, batch_difficulty(curation))
     reading = check(text)
-    assert reading.tags.count("svg") == 11
+    assert reading.tags.count("svg") == 12
     words = " ".join(reading.text.split())
     assert "went from 24.2% to 38.1%: +13.9 points (95% interval +12.1 to +15.7)." in words
     assert "Mean predicted difficulty of the batch" in words
@@ -45,7 +47,7 @@ def test_a_run_without_a_step() -> None:
 
 
 def test_the_last_row_of_a_repeated_step_counts_and_step_zero_has_no_batch() -> None:
-    _, curation, _ = world.make(n=600, k=4)
+    _, curation = world.make(n=600, k=4)
     metrics = pl.DataFrame({"step": [0, 1, 2, 2], "reward_mean": [None, 0.25, 0.9, 0.5],
                             "heldout_accuracy": [0.2, None, None, 0.3]})
     text = " ".join(check(training_page(metrics, {}, batch_difficulty(curation))).text.split())
@@ -84,3 +86,47 @@ def test_markdown_is_short_and_has_pictures() -> None:
     assert text.count("<img") == 2
     assert len(text.encode()) < SIZE
     assert "| accuracy, greedy | 22.1% → 40.9%, +18.8 points" in text
+
+
+def rewards(prompts: int = 120, steps: int = 12, seed: int = 0) -> pl.DataFrame:
+    """Each prompt in one step, its answers right as often as its difficulty says."""
+    rng = np.random.default_rng(seed)
+    difficulty = rng.random(prompts)
+    return pl.DataFrame({"key": [f"{row}" for row in range(prompts)], "step": np.arange(prompts) % steps + 1,
+                         "difficulty": difficulty, "successes": rng.binomial(8, 1 - difficulty).astype(float),
+                         "trials": np.full(prompts, 8)})
+
+
+def test_difficulty_is_set_against_the_reward_of_each_prompt() -> None:
+    metrics, result = world.training()
+    seen = rewards()
+    rho = np.corrcoef(rankdata(seen["difficulty"]), rankdata(seen["successes"] / seen["trials"]))[0, 1]
+    reading = check(training_page(metrics, result, [0.4 + step / 100 for step in range(40)], seen))
+    words = " ".join(reading.text.split())
+    assert f"Rank correlation of predicted difficulty and mean reward: −{-rho:.2f} (−" in words
+    assert "the same within a step, mean −0." in words
+    assert "difficulty and loss, steps" in words
+    assert reading.tags.count("svg") == 13
+    short = training_markdown(metrics, result, None, seen)
+    assert f"| rank correlation, difficulty and reward | −{-rho:.2f} (−" in short
+
+
+def test_a_prompt_of_several_epochs_counts_once() -> None:
+    seen = rewards()
+    twice = pl.concat([seen, seen.with_columns(pl.col("step") + 12)])
+    metrics, result = world.training()
+    once, again = (" ".join(check(training_page(metrics, result, None, frame)).text.split()) for frame in (seen, twice))
+    assert "prompts rewarded 120" in once
+    assert "prompts rewarded 120" in again
+
+
+def test_rewards_that_cannot_be_compared_are_told_so() -> None:
+    metrics, result = world.training()
+    constant = rewards().with_columns(difficulty=pl.lit(0.5))
+    assert "counted as equally hard" in training_page(metrics, result, None, constant)
+    few = training_page(metrics, result, None, rewards(5, 2))
+    assert "Too few prompts were rewarded" in few
+    unknown = rewards().with_columns(difficulty=pl.lit(None, pl.Float64))
+    assert "Too few prompts were rewarded" in training_page(metrics, result, None, unknown)
+    penalised = rewards().with_columns(pl.col("successes") - 4)
+    assert "Dashed" not in training_page(metrics.drop("pg_loss"), result, None, penalised)

@@ -27,8 +27,8 @@ _KINDS = ("garbled_letters", "garbled_words", "numbers_removed", "question_remov
 
 
 def make(n: int = 2600, k: int = 32, batch_size: int = 32, steps: int | None = 40, seed: int = 0, epochs: int = 1,
-         hostile: bool = False) -> tuple[dict[str, Any], Curation, np.ndarray]:
-    """(header, curation, active features of the prompts read by the model)."""
+         hostile: bool = False) -> tuple[dict[str, Any], Curation]:
+    """(header, curation)."""
     rng = np.random.default_rng(seed)
     cluster = rng.choice(k, n, p=rng.dirichlet(np.full(k, 4.0))).astype(np.int32)
     level = np.clip(np.round(rng.normal(2 + 3 * cluster / max(k - 1, 1), 1.0)), 1, 6)
@@ -71,7 +71,7 @@ def make(n: int = 2600, k: int = 32, batch_size: int = 32, steps: int | None = 4
     curation = Curation(table, cluster, difficulty, quality, pass_rate,
                         Schedule(candidates[plan.batches], plan.epoch, {}))
     active = rng.normal(150 + 6 * level[~unread], 22).round().astype(np.int64).clip(12)
-    return _header(rng, curation, labelled, active, config, k), curation, active
+    return _header(rng, curation, labelled, active, config, k), curation
 
 
 def without_gates(header: dict[str, Any], curation: Curation) -> tuple[dict[str, Any], Curation]:
@@ -139,6 +139,22 @@ def _story(rng: np.random.Generator, topic: int, level: int) -> str:
     return f"{name} has {rng.integers(3, 90)} {thing}. {' '.join(steps)} How many {thing} are there in the end?"
 
 
+def _hygiene(curation: Curation) -> dict[str, Any]:
+    """One pair of each kind, the texts those of the first two rows."""
+    (text, other), (answer, other_answer) = curation.table["text"][:2], curation.table["answer"][:2]
+    pair = {"id": "row-0", "text": text, "answer": answer, "other_id": "row-1", "other_text": other,
+            "other_answer": other_answer, "overlap": 0.75}
+    reasons = Counter(curation.table["drop_reason"].drop_nulls())
+    return {"rows": curation.table.height, "duplicates": {"total": reasons["duplicate"], "pairs": []},
+            "conflicting_answers": {"total": 1, "pairs": [pair]},
+            "near_duplicates": {"total": 300, "pairs": [pair] * 200},
+            "near_conflicts": {"total": 1, "pairs": [pair]}, "sae_near_duplicates": None,
+            "conflicting_pass_rates": {"total": 1, "prompts": [
+                {"id": "row-0", "text": text, "pass_rates": [0.25, 0.75], "used": 0.5}]},
+            "contamination": [{"set": "exam", "rows": 500, "exact": 4, "near": reasons["contaminated"] - 4,
+                               "pairs": [pair]}]}
+
+
 def _header(rng: np.random.Generator, curation: Curation, labelled: np.ndarray, active: np.ndarray,
             config: ScheduleConfig, k: int) -> dict[str, Any]:
     reasons = Counter(curation.table["drop_reason"].drop_nulls())
@@ -149,6 +165,7 @@ def _header(rng: np.random.Generator, curation: Curation, labelled: np.ndarray, 
                 "truncated": 0.5}
     damaged = [float(np.clip(rng.normal(weakness[kind], 0.18), 0, 1)) for kind in kinds]
     rate = curation.pass_rate[labelled]
+    counts, edges = np.histogram(active, 20)
     return {
         "format": 1,
         "prompts": {"read": curation.table.height, "kept": curation.table["drop_reason"].null_count(),
@@ -161,12 +178,19 @@ def _header(rng: np.random.Generator, curation: Curation, labelled: np.ndarray, 
                    "sae": {"sha256": "4d" * 32, "architecture": "topk", "d_in": 128, "d_sae": 2048},
                    "policy": {"sha256": "5e" * 32}},
         "settings": {"name": "toy", "schedule": config.model_dump(),
-                     "quality": {"threshold": 0.5, "corruptions": _KINDS},
+                     "difficulty": {"prior_strength": 8.0}, "quality": {"threshold": 0.5, "corruptions": _KINDS},
                      "data": {"columns": {"prompt": "problem", "id": None}, "answer_pattern": "#### (.+)$"}},
+        "hygiene": _hygiene(curation),
+        "batches_overlap": {"ours": (0.24 + rng.normal(0, 0.02, len(curation.schedule.batches))).tolist(),
+                            "shuffled": (0.21 + rng.normal(0, 0.02, len(curation.schedule.batches))).tolist()},
+        "suspicion": None,
         "health": {"prompts": len(active), "tokens": 151_020, "masked_share": 0.0213, "cut_prompts": 0,
-                   "firing_share": 0.684, "active_quantiles": np.quantile(active, [0, 0.25, 0.5, 0.75, 1]).tolist(),
+                   "firing_share": 0.684, "active_histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
+                   "fvu_prompts": len(active), "fvu_quantiles": [0.01, 0.04, 0.06, 0.08, 0.3], "fvu_limit": 0.2,
+                   "far_share": 0.012, "active_quantiles": np.quantile(active, [0, 0.25, 0.5, 0.75, 1]).tolist(),
                    "ubiquitous_share": 0.021, "warnings": []},
-        "clusters": {"sizes": sizes.tolist(), "iterations": 14, "cards": [
+        "clusters": {"sizes": sizes.tolist(), "iterations": 14, "choice": None, "drift": None,
+                     "kept": False, "cards": [
             {"cluster": number, "size": int(sizes[number]),
              "features": [(int(feature), round(float(lift), 3)) for feature, lift in
                           zip(rng.integers(0, 2048, 6), sorted(rng.uniform(1.5, 14, 6), reverse=True), strict=True)],
@@ -174,12 +198,13 @@ def _header(rng: np.random.Generator, curation: Curation, labelled: np.ndarray, 
         "difficulty": {"method": "elastic_net", "used": True,
                        "why": "held-out Spearman 0.71 (95% interval 0.65 to 0.76)",
                        "labels": len(labelled), "mean_pass_rate": float(rate.mean()), "spearman": 0.71,
-                       "spearman_low": 0.65, "spearman_high": 0.76, "features": 214,
+                       "spearman_low": 0.65, "spearman_high": 0.76, "features": 214, "observed": 0,
                        "held_out": [(float(curation.difficulty[row]), float(1 - curation.pass_rate[row]))
                                     for row in labelled]},
         "quality": {"method": "logistic", "used": True,
                     "why": "held-out AUC 0.953 (95% interval 0.927 to 0.974), training AUC 0.998",
-                    "pairs": 400, "auc": 0.953, "auc_low": 0.927, "auc_high": 0.974, "auc_train": 0.998,
+                    "labels": "corruptions", "good": 400, "bad": 400, "auc": 0.953, "auc_low": 0.927,
+                    "auc_high": 0.974, "auc_train": 0.998,
                     "auc_by_kind": {"garbled_letters": 0.998, "garbled_words": 0.987, "numbers_removed": 0.96,
                                     "question_removed": 0.92, "truncated": 0.89},
                     "held_out": [*((float(score), "intact") for score in intact),

@@ -1,0 +1,1 @@
+"""Plain arrays → matplotlib figures, in the style of `canvas`."""
