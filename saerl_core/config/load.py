@@ -29,7 +29,7 @@ def load_config(path: Path, overrides: tuple[str, ...] = (), base: Path | None =
         raise ConfigError(f"{path}: cannot be read as text: {error}") from error
     try:
         tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none is a ValueError
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected sections such as `data:` and `features:`, found {type(tree).__name__}")
@@ -62,7 +62,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
         tree = child
     try:
         tree[leaf] = yaml.safe_load(raw)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"override {override!r}: the value is not valid YAML") from error
 
 

@@ -19,7 +19,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**31 - 1)]
 class Section(BaseModel):
     """A part of the config: unknown keys are errors, values do not change after reading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 def content(section: Section) -> dict[str, Any]:
