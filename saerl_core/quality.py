@@ -57,6 +57,8 @@ class QualityReport:
     auc_train: float | None
     auc_by_kind: dict[str, float]
     """held out, each kind of damage against its own originals"""
+    threshold: float | None
+    """prompts that score lower are dropped: `quality.threshold`, or less, so that few good ones go with the bad"""
     held_out: list[tuple[float, str]]
     """(score, `intact` or kind of damage), at most 2,000 of them"""
 
@@ -67,7 +69,7 @@ class QualityReport:
 
 def unused(config: QualityConfig, why: str) -> QualityReport:
     """The report of a run in which no probe is fitted."""
-    return QualityReport(config.method, config.labels, False, why, 0, 0, None, None, None, None, {}, [])
+    return QualityReport(config.method, config.labels, False, why, 0, 0, None, None, None, None, {}, None, [])
 
 
 def fit(examples: Examples, config: QualityConfig) -> tuple[Probe | None, QualityReport]:
@@ -108,10 +110,17 @@ def fit(examples: Examples, config: QualityConfig) -> tuple[Probe | None, Qualit
     report = QualityReport(
         method=config.method, labels=config.labels, used=used, why=why, good=good, bad=bad, auc=round(tested, 6),
         auc_low=round(low, 6), auc_high=round(high, 6), auc_train=round(train_auc, 6), auc_by_kind=by_kind,
+        threshold=_threshold(scores[held_out & examples.good], config),
         held_out=[(round(float(scores[i]), 4), str(examples.kind[i]))
                   for i in np.flatnonzero(held_out)[:_HELD_OUT_SHOWN]],
     )
     return (probe if used else None), report
+
+
+def _threshold(good: np.ndarray, config: QualityConfig) -> float:
+    """`quality.threshold`, lowered where it would drop too many of the good held-out prompts."""
+    bearable = float(np.quantile(good, config.max_good_dropped, method="lower"))
+    return min(config.threshold, np.floor(bearable * 1e6) / 1e6)
 
 
 def _fit(x: sp.csr_array, good: np.ndarray, config: QualityConfig) -> Probe:
@@ -124,17 +133,18 @@ def _fit(x: sp.csr_array, good: np.ndarray, config: QualityConfig) -> Probe:
             return fit_logistic(x, good)
 
 
-def low_quality(scores: np.ndarray, config: QualityConfig) -> tuple[np.ndarray, str]:
+def low_quality(scores: np.ndarray, threshold: float, config: QualityConfig) -> tuple[np.ndarray, str]:
     """Which prompts to drop, and a note where the cap on their share had to step in.
 
     Args:
         scores: float [n].
-        config: `drop_share`, or `threshold` and `max_drop_share`.
+        threshold: The report's.
+        config: `drop_share` in place of the threshold, or `max_drop_share` as its cap.
 
     Returns:
         bool [n] and a note (empty where all is well).
     """
-    below = scores < config.threshold
+    below = scores < threshold
     share = config.max_drop_share if config.drop_share is None else config.drop_share
     most = int(len(scores) * share)
     if config.drop_share is None and below.sum() <= most:
@@ -143,7 +153,7 @@ def low_quality(scores: np.ndarray, config: QualityConfig) -> tuple[np.ndarray, 
     worst[np.argsort(scores, kind="stable")[:most]] = True
     if config.drop_share is not None:
         return worst, ""
-    return worst, (f"{int(below.sum())} prompts score below quality.threshold; only the worst {most} are dropped "
+    return worst, (f"{int(below.sum())} prompts score below {threshold:.2f}; only the worst {most} are dropped "
                    f"(quality.max_drop_share = {config.max_drop_share}): does the probe fit this data set?")
 
 

@@ -46,7 +46,9 @@ def manifest(root: Path, inputs: Inputs, config: RunConfig, table: ArtifactRef, 
     usable = all_rows["drop_reason"].is_null().arg_true().to_numpy()
     hard, difficulty_report = load_scores(difficulty)
     good, quality_report = load_scores(quality)
-    bad, note = low_quality(good, config.quality) if quality_report["used"] else (np.zeros(len(usable), bool), "")
+    bad, note = np.zeros(len(usable), bool), ""
+    if quality_report["used"]:
+        bad, note = low_quality(good, quality_report["threshold"], config.quality)
     findings = load_findings(table)
     notes = [*hygiene.summary(findings), *filter(None, [note])]
     suspected, suspicion_report = load_suspicion(suspects) if suspects is not None else ([], None)

@@ -163,9 +163,9 @@ def held_out(report: Mapping[str, Any], name: str, decimals: int = 2) -> str:
 def _quality_drops(header: Mapping[str, Any]) -> str:
     """What the probe costs: the share of held-out good prompts that it would drop as well."""
     words = f" {count(header['prompts']['dropped_by_reason'].get('low_quality', 0), 'prompt')} dropped"
-    settings = part(header, "settings", "quality")
-    good = [score for score, kind in part(header, "quality").get("held_out") or () if kind == "intact"]
-    if good and settings.get("drop_share") is None and (threshold := settings.get("threshold")) is not None:
+    report, settings = part(header, "quality"), part(header, "settings", "quality")
+    good = [score for score, kind in report.get("held_out") or () if kind == "intact"]
+    if good and settings.get("drop_share") is None and (threshold := report.get("threshold")) is not None:
         low = sum(score < threshold for score in good) / len(good)
         words += f"; of good held-out prompts, {percent(low)} score as low"
     return words + "."

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,14 +22,6 @@ def information(vectors: np.ndarray, chosen: list[int]) -> float:
     return float(np.linalg.slogdet(kernel)[1])
 
 
-def naive_greedy(vectors: np.ndarray, count: int, value: Callable[[np.ndarray, list[int]], float]) -> list[int]:
-    chosen: list[int] = []
-    for _ in range(count):
-        rest = [row for row in range(len(vectors)) if row not in chosen]
-        chosen.append(max(rest, key=lambda row: value(vectors, [*chosen, row])))
-    return chosen
-
-
 def unit_vectors(seed: int, n: int, dims: int = 6) -> np.ndarray:
     vectors = np.random.default_rng(seed).standard_normal((n, dims)).astype(np.float32)
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -42,14 +33,15 @@ METHODS = [(coverage.facility_location, covered), (coverage.log_det, information
 @pytest.mark.parametrize(("method", "value"), METHODS)
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), n=st.integers(1, 24), data=st.data())
-def test_takes_what_naive_greedy_takes(method: Any, value: Any, seed: int, n: int, data: st.DataObject) -> None:
+def test_every_step_takes_what_adds_most(method: Any, value: Any, seed: int, n: int, data: st.DataObject) -> None:
     vectors = unit_vectors(seed, n)
     count = data.draw(st.integers(1, n))
     chosen = method(vectors, count).tolist()
     assert len(set(chosen)) == len(chosen) == count
     values = [value(vectors, chosen[: taken + 1]) for taken in range(count)]
-    naive = naive_greedy(vectors, count, value)
-    assert values == pytest.approx([value(vectors, naive[: taken + 1]) for taken in range(count)], rel=1e-4, abs=1e-4)
+    for taken in range(count):  # of near ties it may take either, so each step is held against the best from there
+        rest = [row for row in range(n) if row not in chosen[:taken]]
+        assert values[taken] >= max(value(vectors, [*chosen[:taken], row]) for row in rest) - 1e-4
     assert (np.diff(values) >= -1e-4).all()  # monotone
     assert (np.diff(values, 2) <= 1e-3).all()  # with diminishing returns
 

@@ -72,6 +72,15 @@ def test_labels_of_single_prompts_are_learned_from_too() -> None:
     assert set(report.auc_by_kind) == {"bad"}
 
 
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.2])
+def test_the_threshold_is_lowered_until_it_spares_the_good_held_out_prompts(share: float) -> None:
+    _, report = quality.fit(examples(shift=1), QualityConfig(max_good_dropped=share))
+    good = np.array([score for score, kind in report.held_out if kind == INTACT])
+    assert report.threshold is not None
+    assert (good < report.threshold - 1e-4).mean() <= share
+    assert report.threshold == 0.5 or (good < report.threshold + 2e-4).mean() >= share - 1 / len(good)
+
+
 def test_too_few_known_bad_prompts_are_no_ground_to_filter() -> None:
     both = examples(shift=3)
     few = np.arange(205)
@@ -82,10 +91,10 @@ def test_too_few_known_bad_prompts_are_no_ground_to_filter() -> None:
 
 def test_the_filter_is_capped_and_says_so() -> None:
     scores = np.linspace(0, 1, 100)
-    bad, note = quality.low_quality(scores, QualityConfig(threshold=0.1))
+    bad, note = quality.low_quality(scores, 0.1, QualityConfig())
     assert (bad == (scores < 0.1)).all()
     assert note == ""
-    bad, note = quality.low_quality(scores, QualityConfig(threshold=0.9, max_drop_share=0.2))
+    bad, note = quality.low_quality(scores, 0.9, QualityConfig(max_drop_share=0.2))
     assert bad.sum() == 20
     assert scores[bad].max() < scores[~bad].min()
     assert "only the worst 20 are dropped" in note
@@ -93,7 +102,7 @@ def test_the_filter_is_capped_and_says_so() -> None:
 
 def test_a_share_in_place_of_a_threshold_drops_exactly_that_share() -> None:
     scores = np.random.default_rng(0).random(200)
-    bad, note = quality.low_quality(scores, QualityConfig(drop_share=0.1))
+    bad, note = quality.low_quality(scores, 0.5, QualityConfig(drop_share=0.1))
     assert (bad == (scores < np.sort(scores)[20])).all()
     assert note == ""
 

@@ -24,7 +24,7 @@ def section(header: Mapping[str, Any], curation: Curation) -> dict[str, Any]:
 
     report, settings = part(header, "quality"), part(header, "settings", "quality")
     used, share = bool(report.get("used")), settings.get("drop_share")
-    threshold = settings.get("threshold") if used and share is None else None
+    threshold = report.get("threshold") if used and share is None else None
     bad = _BAD.get(report.get("labels", "corruptions"), "bad ones")
     words = f"Whether a prompt is good, judged by a probe that learned to tell good prompts from {bad}. "
     if not used:
@@ -32,7 +32,7 @@ def section(header: Mapping[str, Any], curation: Curation) -> dict[str, Any]:
     elif share is not None:
         words += f"The worst {percent(share, 0)} of the prompts are dropped."
     else:
-        words += f"Prompts that score below {threshold} are dropped." if threshold is not None else "It is in use."
+        words += f"Prompts that score below {threshold:.2f} are dropped." if threshold is not None else "It is in use."
     drawings, kinds, facts = [], [], []
     if pairs := report.get("held_out"):
         score = np.array([value for value, _ in pairs], dtype=np.float64)
@@ -52,7 +52,7 @@ def section(header: Mapping[str, Any], curation: Curation) -> dict[str, Any]:
     if used and len(scores):
         drawings.append(svg(figures.quality_of_prompts(scores, threshold), "Histogram of the prompts' quality scores"))
     return {"words": words, "drawings": drawings, "kinds": kinds, "facts": facts,
-            "caption": _caption(report, threshold), "column": "" if threshold is None else f"below {threshold}",
+            "caption": _caption(report, threshold), "column": "" if threshold is None else f"below {threshold:.2f}",
             "suspicion": _suspicion(header)}
 
 
