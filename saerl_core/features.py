@@ -1,37 +1,19 @@
-"""Pooled sparse feature rows: in memory (`FeatureRows`) and on disk (the feature store).
-
-The store is a folder of immutable segments, each named by its own hash. A row's key is the hash of the messages
-that were read, so a row keeps its features wherever it moves, and only rows never seen before are run. The folder
-belongs to one model, one SAE and one way of extracting.
-"""
+"""Pooled sparse feature rows in memory (`FeatureRows`), and whether the SAE sees the data set at all (`Health`)."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 import scipy.sparse as sp
 
-from saerl_core.artifact import ArtifactRef, file_hash, write_file
-from saerl_core.errors import ArtifactError
-from saerl_core.hashing import hash_value
-
 VERSION = 2
-_KEY_BYTES = 16
 _QUARTILES = (0, 0.25, 0.5, 0.75, 1)
 _FVU_LIMIT = 0.2
 """A prompt of which more is unexplained counts as far from what the SAE was trained on, unless the SAE is coarse."""
 _FAR_SHARE = 0.1
 """A warning is due where more of the prompts than this are far from what the SAE reconstructs."""
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -72,12 +54,7 @@ class FeatureRows:
         return sp.csr_array((self.mean, self.indices, self.indptr), shape=(len(self), self.d_sae))
 
 
-_ARRAYS = tuple(field.name for field in fields(FeatureRows) if field.name != "d_sae")
-
-
-def feature_key(messages: list[dict[str, str]]) -> str:
-    """Identity of what is read: hash of the messages, to the letter (32 hex digits)."""
-    return hash_value(messages)[: 2 * _KEY_BYTES]
+ARRAYS = tuple(field.name for field in fields(FeatureRows) if field.name != "d_sae")
 
 
 def take(rows: FeatureRows, order: Sequence[int] | np.ndarray) -> FeatureRows:
@@ -104,81 +81,8 @@ def blocks(rows: FeatureRows, size: int = 16_384) -> Iterator[tuple[slice, Featu
 def concatenate(parts: Sequence[FeatureRows]) -> FeatureRows:
     """Rows of several parts, one after the other; all of the same SAE."""
     lengths = np.concatenate([part.active() for part in parts])
-    joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAYS if name != "indptr"}
+    joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ARRAYS if name != "indptr"}
     return FeatureRows(indptr=np.concatenate([[0], np.cumsum(lengths)]), **joined, d_sae=parts[0].d_sae)
-
-
-def to_bytes(rows: FeatureRows, extra: dict[str, np.ndarray] | None = None) -> bytes:
-    """Rows as the bytes of one safetensors file."""
-    tensors = {name: np.ascontiguousarray(getattr(rows, name)) for name in _ARRAYS}
-    return safetensors.numpy.save({**tensors, **(extra or {})}, metadata={"d_sae": str(rows.d_sae)})
-
-
-def read_rows(path: Path) -> FeatureRows:
-    """Read rows that `to_bytes` made.
-
-    Raises:
-        ArtifactError: the file is not such a file.
-    """
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            return FeatureRows(**{name: file.get_tensor(name) for name in _ARRAYS},
-                               d_sae=int(file.metadata()["d_sae"]))
-    except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(f"{path}: not a file of feature rows: {error}") from error
-
-
-def write_segment(store: Path, keys: Sequence[str], rows: FeatureRows) -> ArtifactRef:
-    """Add rows to the store as one immutable segment.
-
-    Args:
-        store: The store's folder.
-        keys: Feature keys, one a row.
-        rows: Their rows.
-    """
-    packed = np.frombuffer(bytes.fromhex("".join(keys)), dtype=np.uint8).reshape(len(keys), _KEY_BYTES)
-    data = to_bytes(rows, {"keys": packed})
-    sha256 = hashlib.sha256(data).hexdigest()
-    path = store / f"{sha256}.safetensors"
-    write_file(path, data)
-    return ArtifactRef(path=path, sha256=sha256, size=len(data))
-
-
-def find_rows(store: Path, keys: Iterable[str]) -> dict[str, tuple[Path, int]]:
-    """Where the store holds which of the keys: key → (segment, row). Damaged segments are removed and so forgotten."""
-    wanted = set(keys)
-    found: dict[str, tuple[Path, int]] = {}
-    for segment in sorted(store.glob("*.safetensors")):
-        if file_hash(segment) != segment.stem:
-            logger.warning("%s: damaged (its name is not its hash); removed, its prompts will be read again", segment)
-            segment.unlink()
-            continue
-        with safetensors.safe_open(segment, framework="numpy") as file:
-            packed = file.get_tensor("keys")
-        for row, key in enumerate(bytes(key).hex() for key in packed):
-            if key in wanted:
-                found.setdefault(key, (segment, row))
-    return found
-
-
-def gather(store: Path, keys: Sequence[str]) -> FeatureRows:
-    """The rows of these keys, in this order.
-
-    Raises:
-        ArtifactError: the store lacks some of them.
-    """
-    where = find_rows(store, keys)
-    if missing := [key for key in keys if key not in where]:
-        raise ArtifactError(f"{store}: lacks {len(missing)} of {len(keys)} rows; run the extraction again")
-    segments = sorted({segment for segment, _ in where.values()})
-    parts, start_of, start = [], {}, 0
-    for segment in segments:
-        part = read_rows(segment)
-        parts.append(part)
-        start_of[segment] = start
-        start += len(part)
-    order = [start_of[segment] + row for segment, row in (where[key] for key in keys)]
-    return take(concatenate(parts), order)
 
 
 @dataclass(frozen=True)
@@ -269,9 +173,3 @@ def _histogram(active: np.ndarray) -> dict[str, list[int]]:
 
 def _round(value: float) -> float:
     return round(float(value), 6)
-
-
-def store_name(model: str, sae: str, extraction: dict[str, object]) -> str:
-    """Folder name of the store for a model hash, an SAE hash and an extraction's parameters."""
-    digest = hash_value(json.loads(json.dumps({"version": VERSION, **extraction})))
-    return f"{model[:12]}-{sae[:12]}-{digest[:12]}"

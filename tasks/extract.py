@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 from pydantic import BaseModel
 
-from saerl_core import artifact, disk, features, locks, models, sae
+from saerl_core import artifact, disk, feature_store, features, locks, models, sae
 from saerl_core.artifact import ArtifactRef
 from saerl_core.backbone import Backbone
 from saerl_core.config import FeaturesConfig
@@ -44,7 +44,7 @@ class ShardResult(BaseModel):
 
 def plan_shards(source: ArtifactRef, shard_rows: int) -> list[Shard]:
     """Cut the usable prompts of an artifact into shards."""
-    keys = [features.feature_key(messages) for messages in load_messages(source)]
+    keys = [feature_store.feature_key(messages) for messages in load_messages(source)]
     starts = range(0, len(keys), shard_rows)
     return [Shard(number=number, total=len(starts), start=start, stop=min(start + shard_rows, len(keys)),
                   content=hash_value(keys[start : start + shard_rows]))
@@ -66,9 +66,9 @@ def extract_shard(inputs: Inputs, config: FeaturesConfig, source: ArtifactRef, s
     Shard by shard one run works on a store at a time: what two runs need, the second finds.
     """
     messages = load_messages(source)[start : start + rows]
-    keys = [features.feature_key(chat) for chat in messages]
+    keys = [feature_store.feature_key(chat) for chat in messages]
     with locks.exclusive(inputs.store / ".lock"):
-        found = features.find_rows(inputs.store, keys)
+        found = feature_store.find_rows(inputs.store, keys)
         segments = {path for path, _ in found.values()}
         refs = [ArtifactRef(path=path, sha256=path.stem, size=path.stat().st_size) for path in sorted(segments)]
         missing = {key: chat for key, chat in zip(keys, messages, strict=True) if key not in found}
@@ -76,7 +76,7 @@ def extract_shard(inputs: Inputs, config: FeaturesConfig, source: ArtifactRef, s
             backbone, encoder = reader(inputs.model, inputs.sae, inputs.layer, config.model_dump_json())
             with device_slot(backbone.device.type):
                 rows_read = extract(backbone, encoder, list(missing.values()), config)
-            refs.append(features.write_segment(inputs.store, list(missing), rows_read))
+            refs.append(feature_store.write_segment(inputs.store, list(missing), rows_read))
     return ShardResult(segments=refs, read=len(missing))
 
 
@@ -89,10 +89,10 @@ def reader(model: Path, sae_folder: Path, layer: int, config_json: str) -> tuple
 @stage("gather", features.VERSION, of=("source", "contents", "store_hash"))
 def gather(root: Path, inputs: Inputs, source: ArtifactRef, contents: list[str], store_hash: str) -> ArtifactRef:
     """Feature rows of all usable prompts in the table's order, as one artifact."""
-    keys = [features.feature_key(messages) for messages in load_messages(source)]
-    rows = features.gather(inputs.store, keys)
+    keys = [feature_store.feature_key(messages) for messages in load_messages(source)]
+    rows = feature_store.gather(inputs.store, keys)
     with artifact.staging(root / "artifacts") as staged:
-        (staged / ROWS).write_bytes(features.to_bytes(rows))
+        feature_store.write_rows(staged / ROWS, rows)
         heldout_fvu = sae.read_spec(inputs.sae).heldout_fvu
         artifact.write_json(staged / "health.json", vars(features.health(rows, heldout_fvu)))
         return artifact.seal(staged, "features", {"stage": "gather", "store": store_hash, "rows": len(rows)})
@@ -100,7 +100,7 @@ def gather(root: Path, inputs: Inputs, source: ArtifactRef, contents: list[str],
 
 def load_rows(ref: ArtifactRef) -> features.FeatureRows:
     """The feature rows that `gather` kept."""
-    return features.read_rows(ref.path / ROWS)
+    return feature_store.read_rows(ref.path / ROWS)
 
 
 class Extracted(BaseModel):
@@ -140,8 +140,8 @@ def run_extraction(root: Path, inputs: Inputs, source: ArtifactRef, config: Feat
 
 def _check_disk(root: Path, inputs: Inputs, source: ArtifactRef) -> None:
     """Room for the rows that the store lacks, twice: as segments, and gathered."""
-    chats = {features.feature_key(chat): chat for chat in load_messages(source)}
-    known = features.find_rows(inputs.store, chats)
+    chats = {feature_store.feature_key(chat): chat for chat in load_messages(source)}
+    known = feature_store.find_rows(inputs.store, chats)
     missing = [chat for key, chat in chats.items() if key not in known]
     characters = sum(len(message["content"]) for chat in missing for message in chat)
     tokens_each = characters / models.CHARACTERS_PER_TOKEN / max(len(missing), 1)

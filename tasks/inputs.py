@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from saerl_core import models, sae, sae_registry, sources
 from saerl_core.config import RunConfig
 from saerl_core.extract import extraction_parameters
-from saerl_core.features import store_name
+from saerl_core.feature_store import store_name
 from saerl_core.rl import verifiers
 from saerl_core.rl.consumed import rewards_hash
 

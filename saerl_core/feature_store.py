@@ -1,0 +1,212 @@
+"""Feature rows on disk: files of rows, and the feature store.
+
+The store is a folder of immutable segments, each named by its own hash. A row's key is the hash of the messages
+that were read, so a row keeps its features wherever it moves, and only rows never seen before are run. The folder
+belongs to one model, one SAE and one way of extracting.
+
+Files are safetensors, mapped into memory when they are read: what is not touched costs nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from saerl_core.artifact import ArtifactRef, file_hash, sweep
+from saerl_core.errors import ArtifactError
+from saerl_core.features import ARRAYS, VERSION, FeatureRows, concatenate, take
+from saerl_core.hashing import hash_file, hash_value
+
+_KEY_BYTES = 16
+_TYPES = {"I64": np.int64, "I32": np.int32, "F32": np.float32, "U8": np.uint8}
+_SMALL_ROWS = 65_536
+"""Segments of fewer rows are small: `compact` merges them into one of at least so many."""
+
+logger = logging.getLogger(__name__)
+
+
+def feature_key(messages: list[dict[str, str]]) -> str:
+    """Identity of what is read: hash of the messages, to the letter (32 hex digits)."""
+    return hash_value(messages)[: 2 * _KEY_BYTES]
+
+
+def write_rows(path: Path, rows: FeatureRows, extra: dict[str, np.ndarray] | None = None) -> None:
+    """Write rows, and perhaps further arrays, as one safetensors file."""
+    tensors = {name: np.ascontiguousarray(getattr(rows, name)) for name in ARRAYS}
+    safetensors.numpy.save_file({**tensors, **(extra or {})}, path, metadata={"d_sae": str(rows.d_sae)})
+
+
+def read_rows(path: Path) -> FeatureRows:
+    """Map rows that `write_rows` wrote; read-only.
+
+    Raises:
+        ArtifactError: the file is not such a file.
+    """
+    try:
+        arrays, metadata = _map(path)
+        return FeatureRows(**{name: arrays[name] for name in ARRAYS}, d_sae=int(metadata["d_sae"]))
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{path}: not a file of feature rows: {error}") from error
+
+
+def _map(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Arrays of a safetensors file without reading them (the library's own numpy reader copies), and its metadata."""
+    raw = np.memmap(path, mode="r")
+    start = 8 + int.from_bytes(raw[:8].tobytes(), "little")
+    header = json.loads(raw[8:start].tobytes())
+    metadata = header.pop("__metadata__")
+    return {
+        name: np.asarray(raw[slice(*(start + offset for offset in entry["data_offsets"]))])
+        .view(_TYPES[entry["dtype"]]).reshape(entry["shape"])
+        for name, entry in header.items()
+    }, metadata
+
+
+def write_segment(store: Path, keys: Sequence[str], rows: FeatureRows) -> ArtifactRef:
+    """Add rows to the store as one immutable segment.
+
+    Args:
+        store: The store's folder.
+        keys: Feature keys, one a row.
+        rows: Their rows.
+    """
+    return _write_segment(store, np.frombuffer(bytes.fromhex("".join(keys)), dtype=np.uint8), rows)
+
+
+def _write_segment(store: Path, keys: np.ndarray, rows: FeatureRows) -> ArtifactRef:
+    store.mkdir(parents=True, exist_ok=True)
+    sweep(store)
+    temporary = store / f".tmp-{os.getpid()}-segment"
+    try:
+        write_rows(temporary, rows, {"keys": keys.reshape(len(rows), _KEY_BYTES)})
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        sha256, size = hash_file(temporary), temporary.stat().st_size
+        path = store / f"{sha256}.safetensors"
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return ArtifactRef(path=path, sha256=sha256, size=size)
+
+
+class _Index:
+    """Where a store's rows lie, as far as this process knows: it grows with the store, and is read but once."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.segments: set[Path] = set()
+        self.where: dict[bytes, tuple[Path, int]] = {}
+
+    def follow(self, store: Path) -> None:
+        """Take in what was added to the store since, remove what is damaged, forget what is gone."""
+        present = {segment for segment in store.glob("[!.]*.safetensors") if _intact(segment)}
+        if self.segments - present:
+            self.segments, self.where = set(), {}
+        for segment in sorted(present - self.segments):
+            for row, key in enumerate(_keys(segment)):
+                self.where.setdefault(key, (segment, row))
+            self.segments.add(segment)
+
+
+_indexes: dict[Path, _Index] = {}
+
+
+def _intact(segment: Path) -> bool:
+    try:
+        if file_hash(segment) == segment.stem:
+            return True
+    except FileNotFoundError:  # compacted by another run just now
+        return False
+    logger.warning("%s: damaged (its name is not its hash); removed, its prompts will be read again", segment)
+    segment.unlink(missing_ok=True)
+    return False
+
+
+def _keys(segment: Path) -> list[bytes]:
+    packed = _map(segment)[0]["keys"].tobytes()
+    return [packed[start : start + _KEY_BYTES] for start in range(0, len(packed), _KEY_BYTES)]
+
+
+def find_rows(store: Path, keys: Iterable[str]) -> dict[str, tuple[Path, int]]:
+    """Where the store holds which of the keys: key → (segment, row). Damaged segments are removed and so forgotten.
+
+    A segment's keys are read once a process, so the cost is that of the keys asked for and of what is new.
+    """
+    index = _indexes.setdefault(store, _Index())
+    with index.lock:
+        index.follow(store)
+        found = ((key, index.where.get(bytes.fromhex(key))) for key in keys)
+        return {key: place for key, place in found if place is not None}
+
+
+def gather(store: Path, keys: Sequence[str]) -> FeatureRows:
+    """The rows of these keys, in this order.
+
+    Raises:
+        ArtifactError: the store lacks some of them.
+    """
+    where = find_rows(store, keys)
+    if missing := [key for key in keys if key not in where]:
+        raise ArtifactError(f"{store}: lacks {len(missing)} of {len(keys)} rows; run the extraction again")
+    wanted: dict[Path, list[int]] = {}
+    places = []
+    for key in keys:
+        segment, row = where[key]
+        rows = wanted.setdefault(segment, [])
+        places.append((segment, len(rows)))
+        rows.append(row)
+    start_of, parts, start = {}, [], 0
+    for segment, rows in wanted.items():
+        part = read_rows(segment)
+        whole = rows == list(range(len(part)))
+        parts.append(part if whole else take(part, rows))
+        start_of[segment] = start
+        start += len(rows)
+    order = np.array([start_of[segment] + nth for segment, nth in places])
+    joined = concatenate(parts)
+    return joined if (order == np.arange(len(order))).all() else take(joined, order)
+
+
+def compact(store: Path) -> dict[Path, Path]:
+    """Merge the store's small segments into one. Hold the store's lock (`locks.exclusive`).
+
+    The merged segment is in its place before the small ones go, so a process that is killed leaves rows twice, which
+    the next time mends, and never loses one.
+
+    Returns:
+        Small segment → the segment that now holds its rows; the small ones are still there: `discard` them when nothing
+        refers to them any more. Empty where there is nothing to merge.
+    """
+    small = [segment for segment in sorted(store.glob("[!.]*.safetensors")) if _intact(segment)
+             and len(read_rows(segment)) < _SMALL_ROWS]
+    if len(small) < 2:
+        return {}
+    keys = [key for segment in small for key in _keys(segment)]
+    first = np.unique(np.frombuffer(b"".join(keys), dtype=f"V{_KEY_BYTES}"), return_index=True)[1]
+    rows = concatenate([read_rows(segment) for segment in small])
+    once = np.sort(first)
+    if len(once) < len(keys):
+        rows = take(rows, once)
+    merged = _write_segment(store, np.frombuffer(b"".join(keys[row] for row in once), dtype=np.uint8), rows)
+    return {segment: merged.path for segment in small if segment != merged.path}
+
+
+def discard(segments: Iterable[Path]) -> None:
+    """Remove segments that `compact` has merged."""
+    for segment in segments:
+        segment.unlink(missing_ok=True)
+
+
+def store_name(model: str, sae: str, extraction: dict[str, object]) -> str:
+    """Folder name of the store for a model hash, an SAE hash and an extraction's parameters."""
+    digest = hash_value(json.loads(json.dumps({"version": VERSION, **extraction})))
+    return f"{model[:12]}-{sae[:12]}-{digest[:12]}"
