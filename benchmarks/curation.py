@@ -12,6 +12,7 @@ mapped files included. Growth is the exponent of a power law from each size to t
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -29,6 +30,7 @@ CORES = 2
 LABELS = 2000
 WIDTH = 65_536
 _INPUTS = "inputs.json"
+_WORDS = ("a", "train", "leaves", "with", "apples", "which", "sum", "of", "integers", "triangle", "is", "how", "many")
 
 
 def make_inputs(folder: Path, n: int, k: int) -> None:
@@ -53,8 +55,7 @@ def make_inputs(folder: Path, n: int, k: int) -> None:
     rate = (1 / (1 + np.exp(2 * signal + rng.normal(size=n)))).clip(0, 1)
     known = np.zeros(n, dtype=bool)
     known[rng.choice(n, min(LABELS, n), replace=False)] = True
-    words = rng.choice(np.array("a train leaves with apples which sum of integers triangle is then how many".split()),
-                       (4096, 40))
+    words = rng.choice(np.array(_WORDS), (4096, 40))
     texts = [" ".join(line) for line in words]
     texts = [f"{number}: {texts[number % 4096]}" for number in range(n)]
     table = pl.DataFrame({
@@ -195,7 +196,7 @@ def main() -> None:
     found = [measure(n, arguments.clusters) for n in sorted(arguments.rows)]
     for name in found[0]:
         sys.stdout.write(f"{name:<24}" + "".join(f"{figures[name]!s:>14}" for figures in found) + "\n")
-    exponents = {name: [growth(*pair, name) for pair in zip(found, found[1:], strict=False)]
+    exponents = {name: [growth(*pair, name) for pair in itertools.pairwise(found)]
                  for name in ("seconds", "cpu_seconds", "peak_gib")}
     for name, values in exponents.items():
         sys.stdout.write(f"{'growth of ' + name:<24}" + " " * 14 + "".join(f"{value:>14}" for value in values) + "\n")

@@ -8,7 +8,7 @@ artifacts and feature segments of which it was made: `saerl gc` keeps these.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
@@ -71,3 +71,14 @@ def note(workspace: Path, name: str, made_of: Iterable[Path], run: Run) -> None:
     runs = runs if len(runs) <= RUNS_KEPT else [runs[0], *runs[1 - RUNS_KEPT :]]
     changed = Record(made_of=sorted(parts), runs=runs)
     write_file(workspace / FOLDER / f"{name}.json", (changed.model_dump_json(indent=1) + "\n").encode())
+
+
+def replace(workspace: Path, merged: Mapping[Path, Path]) -> None:
+    """Let the records name, in place of feature segments, those that now hold their rows."""
+    renamed = {old.relative_to(workspace).as_posix(): new.relative_to(workspace).as_posix()
+               for old, new in merged.items()}
+    for path in sorted((workspace / FOLDER).glob("[!.]*.json")):
+        record = read_or_none(workspace, path.stem)
+        if record is not None and not renamed.keys().isdisjoint(record.made_of):
+            record.made_of = sorted({renamed.get(part, part) for part in record.made_of})
+            write_file(path, (record.model_dump_json(indent=1) + "\n").encode())

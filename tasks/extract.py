@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from functools import lru_cache
 from pathlib import Path
 
 import polars as pl
 from pydantic import BaseModel
 
-from saerl_core import artifact, disk, feature_store, features, locks, models, sae
+from saerl_core import artifact, disk, feature_store, features, locks, models, published, sae
 from saerl_core.artifact import ArtifactRef
 from saerl_core.backbone import Backbone
 from saerl_core.config import FeaturesConfig
@@ -22,6 +23,9 @@ from tasks.progress import Progress
 from tasks.read import TABLE
 
 ROWS = "rows.safetensors"
+LOCK = ".lock"
+"""In a store: held by who adds rows, reads them all, or merges segments."""
+_MANY_SEGMENTS = 64
 
 
 class Shard(BaseModel):
@@ -44,7 +48,7 @@ class ShardResult(BaseModel):
 
 def plan_shards(source: ArtifactRef, shard_rows: int) -> list[Shard]:
     """Cut the usable prompts of an artifact into shards."""
-    keys = [feature_store.feature_key(messages) for messages in load_messages(source)]
+    keys = load_keys(source)
     starts = range(0, len(keys), shard_rows)
     return [Shard(number=number, total=len(starts), start=start, stop=min(start + shard_rows, len(keys)),
                   content=hash_value(keys[start : start + shard_rows]))
@@ -53,8 +57,23 @@ def plan_shards(source: ArtifactRef, shard_rows: int) -> list[Shard]:
 
 def load_messages(source: ArtifactRef) -> list[list[dict[str, str]]]:
     """Chat messages of an artifact's usable prompts, in order."""
-    table = pl.read_parquet(source.path / TABLE, columns=["messages", "drop_reason"])
-    return table.filter(pl.col("drop_reason").is_null())["messages"].to_list()
+    return _messages(source.path).to_list()
+
+
+def load_keys(source: ArtifactRef) -> tuple[str, ...]:
+    """Feature keys of an artifact's usable prompts, in order."""
+    return _keys(source.path)
+
+
+@lru_cache(maxsize=2)  # what lies at an artifact's path does not change, and every shard asks for it
+def _messages(folder: Path) -> pl.Series:
+    table = pl.read_parquet(folder / TABLE, columns=["messages", "drop_reason"])
+    return table.filter(pl.col("drop_reason").is_null())["messages"]
+
+
+@lru_cache(maxsize=2)
+def _keys(folder: Path) -> tuple[str, ...]:
+    return tuple(feature_store.feature_key(chat) for chat in _messages(folder).to_list())
 
 
 @stage("extract", features.VERSION, of=("content", "store_hash"),
@@ -65,19 +84,23 @@ def extract_shard(inputs: Inputs, config: FeaturesConfig, source: ArtifactRef, s
 
     Shard by shard one run works on a store at a time: what two runs need, the second finds.
     """
-    messages = load_messages(source)[start : start + rows]
-    keys = [feature_store.feature_key(chat) for chat in messages]
-    with locks.exclusive(inputs.store / ".lock"):
+    messages, keys = _messages(source.path)[start : start + rows], load_keys(source)[start : start + rows]
+    with locks.exclusive(inputs.store / LOCK):
         found = feature_store.find_rows(inputs.store, keys)
-        segments = {path for path, _ in found.values()}
-        refs = [ArtifactRef(path=path, sha256=path.stem, size=path.stat().st_size) for path in sorted(segments)]
-        missing = {key: chat for key, chat in zip(keys, messages, strict=True) if key not in found}
+        refs = _segments(found)
+        missing = {key: row for row, key in enumerate(keys) if key not in found}
         if missing:
             backbone, encoder = reader(inputs.model, inputs.sae, inputs.layer, config.model_dump_json())
+            chats = messages.gather(list(missing.values())).to_list()
             with device_slot(backbone.device.type):
-                rows_read = extract(backbone, encoder, list(missing.values()), config)
+                rows_read = extract(backbone, encoder, chats, config)
             refs.append(feature_store.write_segment(inputs.store, list(missing), rows_read))
     return ShardResult(segments=refs, read=len(missing))
+
+
+def _segments(found: dict[str, tuple[Path, int]]) -> list[ArtifactRef]:
+    segments = sorted({path for path, _ in found.values()})
+    return [ArtifactRef(path=path, sha256=path.stem, size=path.stat().st_size) for path in segments]
 
 
 @lru_cache(maxsize=1)
@@ -89,8 +112,8 @@ def reader(model: Path, sae_folder: Path, layer: int, config_json: str) -> tuple
 @stage("gather", features.VERSION, of=("source", "contents", "store_hash"))
 def gather(root: Path, inputs: Inputs, source: ArtifactRef, contents: list[str], store_hash: str) -> ArtifactRef:
     """Feature rows of all usable prompts in the table's order, as one artifact."""
-    keys = [feature_store.feature_key(messages) for messages in load_messages(source)]
-    rows = feature_store.gather(inputs.store, keys)
+    with locks.exclusive(inputs.store / LOCK):
+        rows = feature_store.gather(inputs.store, load_keys(source))
     with artifact.staging(root / "artifacts") as staged:
         feature_store.write_rows(staged / ROWS, rows)
         heldout_fvu = sae.read_spec(inputs.sae).heldout_fvu
@@ -114,36 +137,47 @@ class Extracted(BaseModel):
 
 
 def run_extraction(root: Path, inputs: Inputs, source: ArtifactRef, config: FeaturesConfig, label: str) -> Extracted:
-    """Map `extract` over the shards of an artifact, then gather.
+    """Map `extract` over those shards of an artifact that lack a row, then gather.
 
     Raises:
         ArtifactError: the disk may not hold the features.
     """
-    shards = plan_shards(source, config.shard_rows)
-    _check_disk(root, inputs, source)
+    shards, keys, store_hash = plan_shards(source, config.shard_rows), load_keys(source), inputs.store.name
+    known = feature_store.find_rows(inputs.store, keys)
+    _check_disk(root, inputs, source, known)
     progress = Progress(label, "prompts")
-    store_hash = inputs.store.name
     mapped = keep_results(extract_shard, root)
-    futures = [mapped.submit(inputs, config, source, shard.start, shard.number, shard.total, shard.stop - shard.start,
-                             shard.content, store_hash) for shard in shards]
-    read, segments = 0, {}
-    for shard, future in zip(shards, futures, strict=True):
-        result = future.result()
-        read += 0 if future.state.name == "Cached" else result.read
-        segments.update((segment.path, segment) for segment in result.segments)
-        progress(shard.stop, shards[-1].stop)
+    futures = {shard.number: mapped.submit(inputs, config, source, shard.start, shard.number, shard.total,
+                                           shard.stop - shard.start, shard.content, store_hash)
+               for shard in shards if not all(key in known for key in keys[shard.start : shard.stop])}
+    read = 0
+    for shard in shards:
+        if future := futures.get(shard.number):
+            result = future.result()
+            read += 0 if future.state.name == "Cached" else result.read
+            progress(shard.stop, shards[-1].stop)
+    if futures:
+        _compact(root, inputs.store)
     contents = [shard.content for shard in shards]
     gathered = keep_results(gather.with_options(task_run_name=f"gather · {shards[-1].stop:,} prompts"), root)
     return Extracted(features=gathered(root, inputs, source, contents, store_hash), read=read,
-                     segments=list(segments.values()))
+                     segments=_segments(feature_store.find_rows(inputs.store, keys)))
 
 
-def _check_disk(root: Path, inputs: Inputs, source: ArtifactRef) -> None:
+def _compact(root: Path, store: Path) -> None:
+    """Merge the store's small segments where they have become many; records then name what holds their rows now."""
+    with locks.exclusive(store / LOCK):
+        if len(list(store.glob("[!.]*.safetensors"))) >= _MANY_SEGMENTS:
+            merged = feature_store.compact(store)
+            published.replace(root, merged)
+            feature_store.discard(merged)
+
+
+def _check_disk(root: Path, inputs: Inputs, source: ArtifactRef, known: Container[str]) -> None:
     """Room for the rows that the store lacks, twice: as segments, and gathered."""
-    chats = {feature_store.feature_key(chat): chat for chat in load_messages(source)}
-    known = feature_store.find_rows(inputs.store, chats)
-    missing = [chat for key, chat in chats.items() if key not in known]
-    characters = sum(len(message["content"]) for chat in missing for message in chat)
-    tokens_each = characters / models.CHARACTERS_PER_TOKEN / max(len(missing), 1)
-    needed = 2 * disk.feature_bytes(len(missing), tokens_each, sae.read_spec(inputs.sae))
-    disk.require(root, needed, f"the features of {len(missing):,} prompts")
+    missing = {key: row for row, key in enumerate(load_keys(source)) if key not in known}
+    chats = _messages(source.path).gather(list(missing.values())).to_list()
+    characters = sum(len(message["content"]) for chat in chats for message in chat)
+    tokens_each = characters / models.CHARACTERS_PER_TOKEN / max(len(chats), 1)
+    needed = 2 * disk.feature_bytes(len(chats), tokens_each, sae.read_spec(inputs.sae))
+    disk.require(root, needed, f"the features of {len(chats):,} prompts")

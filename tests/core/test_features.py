@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from saerl_core import extract, features
 from saerl_core.config import FeaturesConfig
-from saerl_core.errors import ArtifactError
 from saerl_core.features import FeatureRows
 from tests.core.rows import rows_from_dense
 
@@ -20,10 +19,6 @@ from tests.core.rows import rows_from_dense
 def some_rows(n: int = 6, d: int = 12, seed: int = 0) -> FeatureRows:
     rng = np.random.default_rng(seed)
     return rows_from_dense(rng.random((n, d)) * (rng.random((n, d)) < 0.4))
-
-
-def keys_of(n: int, start: int = 0) -> list[str]:
-    return [features.feature_key([{"role": "user", "content": str(i)}]) for i in range(start, start + n)]
 
 
 @settings(max_examples=50, deadline=None)
@@ -37,43 +32,6 @@ def test_concatenation_agrees_with_stacking() -> None:
     a, b = some_rows(seed=1), some_rows(n=3, seed=2)
     joined = features.concatenate([a, b]).matrix().toarray()
     assert (joined == np.vstack([a.matrix().toarray(), b.matrix().toarray()])).all()
-
-
-def test_the_store_gives_rows_back_in_any_order_from_any_segment(tmp_path: Path) -> None:
-    a, b = some_rows(seed=1), some_rows(seed=2)
-    features.write_segment(tmp_path, keys_of(6), a)
-    features.write_segment(tmp_path, keys_of(6, start=6), b)
-    both = np.vstack([a.matrix().toarray(), b.matrix().toarray()])
-    order = [7, 0, 11, 3, 3]
-    gathered = features.gather(tmp_path, [keys_of(12)[i] for i in order])
-    assert (gathered.matrix().toarray() == both[order]).all()
-
-
-def test_the_store_is_asked_which_rows_it_lacks(tmp_path: Path) -> None:
-    features.write_segment(tmp_path, keys_of(6), some_rows())
-    assert set(features.find_rows(tmp_path, keys_of(9))) == set(keys_of(6))
-    with pytest.raises(ArtifactError, match="lacks 3 of 9 rows"):
-        features.gather(tmp_path, keys_of(9))
-
-
-def test_a_damaged_segment_is_forgotten_so_that_its_rows_are_read_again(tmp_path: Path) -> None:
-    ref = features.write_segment(tmp_path, keys_of(6), some_rows())
-    data = bytearray(ref.path.read_bytes())
-    data[-1] ^= 1
-    ref.path.write_bytes(data)
-    assert features.find_rows(tmp_path, keys_of(6)) == {}
-    assert not ref.path.exists()
-
-
-def test_the_same_rows_make_the_same_segment(tmp_path: Path) -> None:
-    refs = {features.write_segment(tmp_path, keys_of(6), some_rows()).sha256 for _ in range(2)}
-    assert len(refs) == 1
-    assert len(list(tmp_path.iterdir())) == 1
-
-
-def test_a_key_is_of_the_letter_while_a_row_may_move() -> None:
-    one, other = ([{"role": "user", "content": text}] for text in ("a b", "a  b"))
-    assert features.feature_key(one) != features.feature_key(other)
 
 
 @pytest.mark.parametrize(("dense", "warning"), [

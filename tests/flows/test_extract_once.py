@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from saerl_core import features
+from saerl_core import feature_store
 from saerl_core.config import RunConfig
 from tasks.extract import extract_shard, load_messages
 from tasks.inputs import resolve_inputs
@@ -29,5 +29,5 @@ def test_rows_that_two_runs_need_at_once_are_read_once(world: Callable[..., RunC
     with ThreadPoolExecutor(2) as pool:
         read_by_each = list(pool.map(extract, [0, second_start]))
     assert sum(read_by_each) == sum(forward_passes) == 64 + second_start
-    keys = [features.feature_key(chat) for chat in load_messages(table)[: 64 + second_start]]
-    assert len(features.find_rows(inputs.store, keys)) == len(set(keys)) == 64 + second_start
+    keys = [feature_store.feature_key(chat) for chat in load_messages(table)[: 64 + second_start]]
+    assert len(feature_store.find_rows(inputs.store, keys)) == len(set(keys)) == 64 + second_start
