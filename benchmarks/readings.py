@@ -90,7 +90,7 @@ def _batches(backbone: Backbone, prompts: Sequence[Chat],
     """(prompt numbers, h_BTD, keep_BT) of every batch."""
     ids = [render(backbone.tokenizer, chat, chat_template=config.chat_template)[: config.max_tokens]
            for chat in prompts]
-    for batch in batch_by_length([len(row) for row in ids], config.tokens_per_batch):
+    for batch in batch_by_length([len(row) for row in ids], backbones.token_budget(backbone, config.tokens_per_batch)):
         ids_BT, real_BT = pad([ids[i] for i in batch], backbone.device)
         h_BTD = backbones.residual_stream(backbone, ids_BT).float()
         yield batch, h_BTD, pooled_tokens(h_BTD, ids_BT, real_BT, backbone.bos, config.sink_norm_ratio)

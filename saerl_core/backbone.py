@@ -17,6 +17,12 @@ from saerl_core.models import UNREADABLE, load_tokenizer
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+_CPU_TOKENS = 4096
+_MOST_TOKENS = 262_144
+"""More tokens at once make a GPU no faster."""
+_ACTIVATIONS_PER_WIDTH = 64
+"""What a token holds at most, in numbers per dimension of the residual stream: a layer's MLP, and what is read."""
+
 
 @dataclass(frozen=True)
 class Backbone:
@@ -57,6 +63,18 @@ def pick_dtype(asked: Literal["auto", "float32", "bfloat16"], device: torch.devi
     if asked == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[asked]
+
+
+def token_budget(backbone: Backbone, asked: int | Literal["auto"]) -> int:
+    """Tokens of one forward pass, padding included: half of a GPU's free memory, or a fixed number on a CPU."""
+    if asked != "auto":
+        return asked
+    if backbone.device.type != "cuda":
+        return _CPU_TOKENS
+    free, _ = torch.cuda.mem_get_info(backbone.device)
+    text_config: Any = backbone.model.config.get_text_config(decoder=True)
+    per_token = _ACTIVATIONS_PER_WIDTH * text_config.hidden_size * backbone.dtype.itemsize
+    return int(min(max(free // 2 // per_token, _CPU_TOKENS), _MOST_TOKENS))
 
 
 def load_backbone(folder: Path, layer: int, device: torch.device, dtype: torch.dtype, *,

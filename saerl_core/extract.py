@@ -1,11 +1,12 @@
 """Prompts → pooled sparse feature rows: one truncated forward pass, encode, pool by prompt, only sparse rows leave.
 
 Legend: B prompts in a batch, T tokens (padded), D residual width, N features that fire, over all tokens, M tokens whose
-reconstruction is measured.
+reconstruction is measured; in pooling, C cells (a prompt's feature, whether it fires or not), M those that fire.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,12 +16,17 @@ import torch
 from saerl_core import backbone as backbones
 from saerl_core.backbone import Backbone
 from saerl_core.config import FeaturesConfig
+from saerl_core.errors import ModelError
 from saerl_core.features import FeatureRows, concatenate, take
-from saerl_core.models import render
+from saerl_core.models import render, render_all
 from saerl_core.sae import Entries, Sae, load_sae
 
 FVU_TOKENS = 16
 """Most tokens of a prompt on which the SAE's reconstruction is measured: enough for the health of a data set."""
+_POOL_ELEMENTS = 1 << 22
+"""Most elements of a pooling buffer: 16 MiB in float32."""
+
+logger = logging.getLogger(__name__)
 
 
 def load_reader(model: Path, sae: Path, layer: int, config: FeaturesConfig) -> tuple[Backbone, Sae]:
@@ -57,20 +63,41 @@ def extract(backbone: Backbone, sae: Sae, prompts: Sequence[list[dict[str, str]]
         prompts: Chat messages, one list a prompt.
         config: Token limit, template, batch budget, sink mask.
     """
-    ids = [render(backbone.tokenizer, messages, chat_template=config.chat_template) for messages in prompts]
-    return extract_tokens(backbone, sae, ids, config)
+    return extract_tokens(backbone, sae, render_all(backbone.tokenizer, prompts, chat_template=config.chat_template),
+                          config)
 
 
 @torch.inference_mode()
 def extract_tokens(backbone: Backbone, sae: Sae, ids: Sequence[list[int]], config: FeaturesConfig) -> FeatureRows:
-    """The same for prompts that are token ids already."""
+    """The same for prompts that are token ids already.
+
+    Raises:
+        ModelError: the device's memory does not even hold one prompt.
+    """
     cut = np.array([max(0, len(row) - config.max_tokens) for row in ids], dtype=np.int32)
     ids = [row[: config.max_tokens] for row in ids]
-    batches = batch_by_length([len(row) for row in ids], config.tokens_per_batch)
     frame = _frame(backbone, chat_template=config.chat_template)
-    parts = [_extract_batch(backbone, sae, [ids[i] for i in batch], frame, config.sink_norm_ratio) for batch in batches]
-    position = np.argsort([i for batch in batches for i in batch])
-    rows = take(concatenate(parts), position)
+    budget = backbones.token_budget(backbone, config.tokens_per_batch)
+    left, order, parts = list(range(len(ids))), [], []
+    while left:
+        try:
+            for batch in batch_by_length([len(ids[i]) for i in left], budget):
+                rows = [left[i] for i in batch]
+                parts.append(_extract_batch(backbone, sae, [ids[i] for i in rows], frame, config.sink_norm_ratio))
+                order += rows
+            left = []
+        except torch.OutOfMemoryError as error:
+            done = set(order)
+            left = [i for i in left if i not in done]
+            longest = max(len(ids[i]) for i in left)
+            if budget <= longest:
+                raise ModelError(f"the device has no memory for a prompt of {longest} tokens: lower "
+                                 "features.max_tokens, or set features.device: cpu") from error
+            budget = max(min(budget, sum(len(ids[i]) for i in left)) // 2, longest)
+            logger.warning("the device ran out of memory; going on with %d tokens a batch", budget)
+        if left:  # outside the handler, where the error no longer holds on to the batch's tensors
+            torch.cuda.empty_cache()
+    rows = take(concatenate(parts), np.argsort(order))
     return FeatureRows(**{**vars(rows), "cut": cut})
 
 
@@ -171,21 +198,32 @@ def _fvu(sae: Sae, h_TD: torch.Tensor, prompt_T: torch.Tensor, content_T: torch.
 
 def _pool(values_N: torch.Tensor, prompt_N: torch.Tensor, feature_N: torch.Tensor, tokens_B: torch.Tensor,
           masked_B: torch.Tensor, fvu_B: torch.Tensor, d_sae: int) -> FeatureRows:
-    """Sum and maximum per (prompt, feature) pair, without a dense [B, d_sae] matrix."""
-    pair_M, where_N = torch.unique(prompt_N * d_sae + feature_N, return_inverse=True)
-    sum_M = torch.zeros(len(pair_M), device=values_N.device).index_add_(0, where_N, values_N)
-    max_M = torch.zeros_like(sum_M).scatter_reduce_(0, where_N, values_N, "amax")
+    """Sum and maximum per (prompt, feature) pair: in dense [prompts, d_sae] buffers, for a few prompts at a time."""
+    prompts = len(tokens_B)
+    step = max(1, _POOL_ELEMENTS // d_sae)
+    starts = torch.arange(0, prompts, step)
+    cuts = [*torch.searchsorted(prompt_N, starts.to(prompt_N)).tolist(), len(prompt_N)]  # tokens are prompt by prompt
+    pairs, sums, maxima = [], [], []
+    for start, first, last in zip(starts.tolist(), cuts[:-1], cuts[1:], strict=True):
+        cell_N = (prompt_N[first:last] - start) * d_sae + feature_N[first:last]
+        sum_C = values_N.new_zeros(min(step, prompts - start) * d_sae).index_add_(0, cell_N, values_N[first:last])
+        max_C = torch.zeros_like(sum_C).scatter_reduce_(0, cell_N, values_N[first:last], "amax")
+        pair_M = max_C.nonzero()[:, 0]
+        pairs.append(pair_M + start * d_sae)
+        sums.append(sum_C[pair_M])
+        maxima.append(max_C[pair_M])
+    pair_M = torch.cat(pairs)
     prompt_M = pair_M // d_sae
-    mean_M = sum_M / tokens_B[prompt_M]
-    counts_B = torch.bincount(prompt_M, minlength=len(tokens_B))
+    mean_M = torch.cat(sums) / tokens_B[prompt_M]
+    counts_B = torch.bincount(prompt_M, minlength=prompts)
     return FeatureRows(
         indptr=np.concatenate([[0], counts_B.cumsum(0).cpu().numpy()]).astype(np.int64),
         indices=(pair_M % d_sae).to(torch.int32).cpu().numpy(),
         mean=mean_M.cpu().numpy(),
-        max=max_M.cpu().numpy(),
+        max=torch.cat(maxima).cpu().numpy(),
         tokens=tokens_B.to(torch.int32).cpu().numpy(),
         masked=masked_B.to(torch.int32).cpu().numpy(),
-        cut=np.zeros(len(tokens_B), dtype=np.int32),
+        cut=np.zeros(prompts, dtype=np.int32),
         fvu=fvu_B.to(torch.float32).cpu().numpy(),
         d_sae=d_sae,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,6 +122,21 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], *
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         return tokenizer.encode(str(text), add_special_tokens=False)
     return tokenizer.encode("\n\n".join(message["content"] for message in messages))
+
+
+def render_all(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[list[dict[str, str]]], *,
+               chat_template: bool) -> list[list[int]]:
+    """`render` of many prompts, in a fraction of the time: a fast tokenizer takes them all at once."""
+    if not prompts:
+        return []
+    if chat_template and tokenizer.chat_template:
+        texts: Any = tokenizer.apply_chat_template(list(prompts), tokenize=False, add_generation_prompt=True)
+        return _ids(tokenizer(texts, add_special_tokens=False))
+    return _ids(tokenizer(["\n\n".join(message["content"] for message in messages) for messages in prompts]))
+
+
+def _ids(encoded: Any) -> list[list[int]]:
+    return encoded["input_ids"]
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from saerl_core.backbone import Backbone, find_layers
+from saerl_core.backbone import Backbone, find_layers, token_budget
 from saerl_core.config import FeaturesConfig
 from saerl_core.errors import ModelError
 from saerl_core.extract import batch_by_length, extract_tokens, pad, pooled_tokens
@@ -73,7 +73,8 @@ def measure(reader: Backbone, load_model: Callable[[], Any], layer: int, folder:
 
     fvu = extract_tokens(reader, load_sae(folder, reader.device, reader.dtype), documents, config).fvu
     sae = SAE.load_from_disk(str(folder), device=str(reader.device))
-    reading = {"tokens_per_batch": config.tokens_per_batch, "sink_norm_ratio": config.sink_norm_ratio}
+    reading = {"tokens_per_batch": token_budget(reader, config.tokens_per_batch),
+               "sink_norm_ratio": config.sink_norm_ratio}
     parts = (read_documents(reader, documents[start : start + _DOCUMENTS_AT_A_TIME], **reading)
              for start in range(0, len(documents), _DOCUMENTS_AT_A_TIME))
     found = asdict(measure_reconstruction(sae, parts))

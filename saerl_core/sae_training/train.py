@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from saerl_core.backbone import Backbone
+from saerl_core.backbone import Backbone, token_budget
 from saerl_core.config import FeaturesConfig, SaeTrainingConfig
 from saerl_core.sae_training import checkpoint
 from saerl_core.sae_training.activations import Place, stream
@@ -70,7 +70,7 @@ def train(backbone: Backbone, documents: Sequence[Sequence[int]], config: SaeTra
 
     def batches(place: Place) -> Any:
         return stream(backbone, documents, batch_tokens=config.batch_tokens, buffer_tokens=config.buffer_tokens,
-                      seed=config.seed, tokens_per_batch=features.tokens_per_batch,
+                      seed=config.seed, tokens_per_batch=token_budget(backbone, features.tokens_per_batch),
                       sink_norm_ratio=features.sink_norm_ratio, place=place)
 
     saved = checkpoint.latest(checkpoints)

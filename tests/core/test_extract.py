@@ -257,3 +257,51 @@ def test_a_damaged_sae_folder_is_refused_in_one_line(make_sae: Callable[..., Pat
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no model there"):
         models.find(str(tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize("failures", [1, 3])
+def test_a_device_that_runs_out_of_memory_gets_smaller_batches(
+        tiny_reader: Path, make_sae: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, failures: int) -> None:
+    folder, whole, seen = make_sae("topk"), backbone.residual_stream, []
+    expected = ours(tiny_reader, folder, 1, PROMPTS * 4)
+
+    def small(reader: backbone.Backbone, ids_BT: torch.Tensor) -> torch.Tensor:
+        seen.append(ids_BT.numel())
+        if len(seen) <= failures:
+            raise torch.OutOfMemoryError
+        return whole(reader, ids_BT)
+
+    monkeypatch.setattr(backbone, "residual_stream", small)
+    rows = ours(tiny_reader, folder, 1, PROMPTS * 4)
+    assert max(seen[failures:]) <= max(seen[0] / 2**failures, max(expected.tokens + expected.masked))
+    np.testing.assert_allclose(rows.matrix().toarray(), expected.matrix().toarray(), atol=1e-6)
+    assert (rows.tokens == expected.tokens).all()
+
+
+def test_a_prompt_that_no_memory_holds_is_an_error_of_one_line(
+        tiny_reader: Path, make_sae: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(backbone, "residual_stream", never)
+    with pytest.raises(ModelError, match=r"no memory for a prompt of \d+ tokens: lower features.max_tokens"):
+        ours(tiny_reader, make_sae("topk"), 1, PROMPTS)
+
+
+@pytest.mark.parametrize("elements", [1, 96 * 2, 1 << 20], ids=["prompt by prompt", "two at a time", "all at once"])
+def test_pooling_in_small_buffers_gives_the_same_rows(tiny_reader: Path, make_sae: Callable[..., Path],
+                                                      monkeypatch: pytest.MonkeyPatch, elements: int) -> None:
+    folder = make_sae("topk")
+    expected = ours(tiny_reader, folder, 1, PROMPTS)
+    monkeypatch.setattr(extract, "_POOL_ELEMENTS", elements)
+    rows = ours(tiny_reader, folder, 1, PROMPTS)
+    for name in ("indptr", "indices", "mean", "max", "tokens"):
+        assert (getattr(rows, name) == getattr(expected, name)).all(), name
+
+
+@pytest.mark.parametrize("chat_template", [True, False])
+def test_prompts_rendered_together_are_those_rendered_one_by_one(tiny_reader: Path, chat_template: bool) -> None:
+    tokenizer = models.load_tokenizer(tiny_reader)
+    together = models.render_all(tokenizer, PROMPTS, chat_template=chat_template)
+    assert together == [models.render(tokenizer, chat, chat_template=chat_template) for chat in PROMPTS]
+    assert models.render_all(tokenizer, [], chat_template=chat_template) == []
