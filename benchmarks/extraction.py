@@ -124,8 +124,8 @@ def _sides(folder: Path, shape: dict[str, Any], ids: list[list[int]], config: Fe
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         sae: Any = SAE.load_from_disk(str(folder / "sae"), device=str(reader.device)).to(dtype=reader.dtype)
-        model: Any = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=reader.dtype).to(reader.device).eval()
-        whole: Any = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=reader.dtype).to(reader.device).eval()
+        load: Any = AutoModelForCausalLM.from_pretrained
+        model, whole = (load(folder / "model", dtype=reader.dtype).to(reader.device).eval() for _ in range(2))
         bridge = SAETransformerBridge.boot_transformers(
             str(folder / "model"), hf_model=whole, tokenizer=AutoTokenizer.from_pretrained(folder / "model"),
             device=str(reader.device))
@@ -163,7 +163,8 @@ def _gpu_figures(tokens: int, seconds: float, reader: Backbone, shape: dict[str,
         _ = matrix @ matrix
         torch.cuda.synchronize()
         best = max(best, 2 * size**3 / (time.perf_counter() - started))
-    weights = sum(parameter.numel() for parameter in reader.model.layers.parameters())
+    layers: Any = reader.model.layers
+    weights = sum(parameter.numel() for parameter in layers.parameters())
     weights += shape["model"]["hidden_size"] * shape["d_sae"]
     return {"matrix_tflops": round(best / 1e12, 1),
             "share_of_matrix_rate": round(2 * weights * tokens / seconds / best, 3),

@@ -24,7 +24,7 @@ from saerl_core.features import FeatureRows
 from saerl_core.posterior import posterior_mean
 from saerl_core.probes import Probe, bootstrap_interval, fit_elastic_net, fit_ridge, inputs, spearman
 
-VERSION = 2
+VERSION = 3
 LEARNED = ("ridge", "elastic_net")
 """The methods that need labels."""
 _MOST_LABELS = 5000

@@ -27,8 +27,9 @@ Link = Literal["identity", "logistic"]
 
 _RIDGE_PENALTIES = np.logspace(-2, 2, 13)
 """In units of the mean squared length of a row, so that they mean the same for any number of features."""
-_RIDGE_SELECTION_ROWS = 2000
-"""Leave-one-out needs the eigenvalues of an [n, n] matrix: on more rows than this the penalty is chosen on a part."""
+_RIDGE_SELECTION_ROWS = 1000
+"""Leave-one-out needs the eigenvalues of an [n, n] matrix, which take n³ steps: on more rows than this the penalty is
+chosen on a part."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import scipy.sparse as sp
 from saerl_core.config import QualityConfig
 from saerl_core.probes import Probe, auc, bootstrap_interval, fit_logistic, fit_mlp, fit_ridge
 
-VERSION = 2
+VERSION = 3
 _HELD_OUT_SHARE = 0.3
 _HELD_OUT_SHOWN = 2000
 INTACT = "intact"

@@ -113,3 +113,19 @@ def test_a_record_keeps_the_first_run_and_the_last_ones(workspace: Path) -> None
     record = published.read(workspace, "aaaa")
     assert record is not None
     assert [run.flow_run_id for run in record.runs] == ["f", *map(str, range(11, 30))]
+
+
+def test_records_name_the_segment_that_holds_what_was_merged(tmp_path: Path) -> None:
+    store = tmp_path / "features" / "store"
+    old, new, other = (store / f"{name}.safetensors" for name in ("old", "new", "other"))
+    run = published.Run(flow_run_id="1", name="run", target="toy", at="now")
+    published.note(tmp_path, "manifest", [old, other], run)
+    published.note(tmp_path, "unconcerned", [other], run)
+    published.replace(tmp_path, {old: new})
+    record = published.read(tmp_path, "manifest")
+    assert record is not None
+    assert record.made_of == ["features/store/new.safetensors", "features/store/other.safetensors"]
+    assert record.runs == [run]
+    untouched = published.read(tmp_path, "unconcerned")
+    assert untouched is not None
+    assert untouched.made_of == ["features/store/other.safetensors"]
