@@ -23,6 +23,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from saerl_core.artifact import write_file
 from saerl_core.errors import ArtifactError, TrainError
 from saerl_core.rl import process
 from saerl_core.rl.check import manifest_batches
@@ -143,9 +144,7 @@ def claim(job: VerlJob) -> None:
         return
     if job.checkpoints.exists():
         raise ArtifactError(f"{job.checkpoints}: checkpoints of an unknown job; use another folder, or delete this one")
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(own, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_file(path, (json.dumps(own, indent=1) + "\n").encode())
 
 
 def _adopt_checkpoint(job: VerlJob) -> None:
