@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import gzip
 import hashlib
-import itertools
 import json
 import os
 import random
@@ -232,7 +231,8 @@ def kill_curation(root: Path, moment: Moment, usual: Undisturbed, api: str) -> A
     """Kill a curation at a moment, then run it again."""
     names = list(usual.stages)
     before = len(names[: names.index(moment.stage)][1:])
-    for attempt in itertools.count():  # one that was over by then was faster than usual: once more, and sooner
+    attempt = 0
+    while True:
         case = Case(root / f"{moment.number:02d}-{attempt}", None if moment.ephemeral else api)
         process = case.start("curate", str(case.config))
         while len(case.stages_done()) < before and process.poll() is None:
@@ -240,7 +240,9 @@ def kill_curation(root: Path, moment: Moment, usual: Undisturbed, api: str) -> A
         time.sleep(moment.share * usual.stages[moment.stage] / 2**attempt)
         if process.poll() is None:
             break
-        assert process.communicate() and process.returncode == 0, case.log.read_text()
+        process.communicate()
+        assert process.returncode == 0, case.log.read_text()
+        attempt += 1  # it was over by then: once more, and sooner
     done = len(case.stages_done())
     orphans = case.kill(process, tree=moment.tree)
     killed_in = names[done + 1] if done and done + 1 < len(names) else "start" if not done else "after manifest"
@@ -302,10 +304,10 @@ def kill_trainings(folder: Path, count: int, seed: int, api: str, tell: Callable
 
 
 @contextmanager
-def server(folder: Path) -> Iterator[str]:
+def server(folder: Path, port: int = 0) -> Iterator[str]:
     """A Prefect server on loopback while the context lasts; gives its API's address."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind(("127.0.0.1", port))
         port = probe.getsockname()[1]
     api = f"http://127.0.0.1:{port}/api"
     environment = {**os.environ, "PREFECT_HOME": str(folder), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}

@@ -32,7 +32,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**31 - 1)]
 class Section(BaseModel):
     """A part of the config: unknown keys are errors, values do not change after reading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 def content(section: Section) -> dict[str, Any]:
@@ -714,7 +714,7 @@ def load_config(path: Path, overrides: tuple[str, ...] = (), base: Path | None =
         raise ConfigError(f"{path}: cannot be read as text: {error}") from error
     try:
         tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none is a ValueError
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected sections such as `data:` and `features:`, found {type(tree).__name__}")
@@ -747,7 +747,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
         tree = child
     try:
         tree[leaf] = yaml.safe_load(raw)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"override {override!r}: the value is not valid YAML") from error
 
 

@@ -132,8 +132,10 @@ def claim(job: VerlJob) -> None:
     if path.exists():
         try:
             other = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ArtifactError(f"{path}: unreadable; delete {job.run_dir} to train afresh") from error
+        if not isinstance(other, dict):
+            raise ArtifactError(f"{path}: unreadable; delete {job.run_dir} to train afresh")
         if other.get("manifest") != job.manifest_id:
             raise ArtifactError(f"{job.run_dir} belongs to manifest {other.get('manifest')}, not to {job.manifest_id}: "
                                 "training would resume on other data; use another folder, delete this one, or name its "
