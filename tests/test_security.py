@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import json
 import pickle
-import re
 import shutil
 import sys
 import time
@@ -75,8 +74,8 @@ def test_our_source_reads_no_pickle_and_runs_no_text() -> None:
                 if called in ("eval", "exec", "yaml.load", "os.system", "np.load") or (
                         called == "torch.load" and options.get("weights_only") != "True"):
                     found.append(f"{path}, line {node.lineno}: {called}")
-                if options.get("shell") == "True":
-                    found.append(f"{path}, line {node.lineno}: {called}(shell=True)")
+                if "True" in (options.get("shell"), options.get("trust_remote_code")):
+                    found.append(f"{path}, line {node.lineno}: {called} with a shell, or with a model's code")
     assert found == []
 
 
@@ -154,7 +153,6 @@ def test_trust_remote_code_is_off_unless_the_config_asks_for_it() -> None:
                           Path())
     assert not config.features.trust_remote_code
     assert not config.policy.trust_remote_code
-    assert [path for path in SOURCES if re.search(r"trust_remote_code\s*=\s*True", path.read_text())] == []
 
 
 def test_compose_publishes_on_loopback_only() -> None:
@@ -271,15 +269,14 @@ def test_export_does_not_write_over_anything(tmp_path: Path) -> None:
             export(manifest, place, "jsonl")
 
 
-def test_what_is_collected_as_garbage_lies_in_the_workspace(tmp_path: Path) -> None:
+def test_a_link_among_the_garbage_is_removed_and_what_it_names_is_not(tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "mine.txt").write_text("x")
     root = tmp_path / "out"
     (root / "manifests").mkdir(parents=True)
-    (root / "artifacts").symlink_to(outside)
-    (root / "features").mkdir()
-    (root / "features" / "link").symlink_to(outside, target_is_directory=True)
-    gc.remove(root)
+    (root / "artifacts").mkdir()
+    (root / "artifacts" / "link").symlink_to(outside, target_is_directory=True)
+    assert [item.path.name for item in gc.remove(root).garbage] == ["link"]
+    assert not (root / "artifacts" / "link").exists()
     assert (outside / "mine.txt").exists()
-    assert len(list(outside.iterdir())) == 1

@@ -37,6 +37,7 @@ STORED = {
     "cluster cards": "artifacts/clusters-*/cards.json",
     "labels": "artifacts/labels-*/*.parquet",
     "label stores": "labels/*/*.parquet",
+    "likelihood stores": "likelihood/*/*.parquet",
     "likelihoods": "artifacts/likelihood-*/*.*",
     "difficulty": "artifacts/difficulty-*/*",
     "damaged copies": "artifacts/damaged-*/*",
@@ -91,8 +92,8 @@ def test_the_list_of_what_is_stored_is_complete(night: tuple[RunConfig, Curated]
     assert [kind for kind, pattern in STORED.items() if not list(root.glob(pattern))] == []
 
 
-@pytest.mark.parametrize("damage", [flip, cut])
-@pytest.mark.parametrize("kind", STORED)
+@pytest.mark.parametrize(("kind", "damage"), [*((kind, flip) for kind in STORED), ("feature segments", cut),
+                                               ("feature rows", cut), ("results", cut), ("manifests", cut)])
 def test_damage_in_any_kind_of_file_is_mended_by_a_rerun(night: tuple[RunConfig, Curated], kind: str,
                                                          damage: Callable[[Path], None]) -> None:
     config, before = night
