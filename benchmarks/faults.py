@@ -307,6 +307,7 @@ def kill_trainings(folder: Path, count: int, seed: int, api: str, tell: Callable
 def server(folder: Path, port: int = 0) -> Iterator[str]:
     """A Prefect server on loopback while the context lasts; gives its API's address."""
     with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(("127.0.0.1", port))
         port = probe.getsockname()[1]
     api = f"http://127.0.0.1:{port}/api"

@@ -35,6 +35,8 @@ for _name, _value in {
     os.environ.setdefault(_name, _value)
 
 DEFAULT_CONFIG = Path("saerl.yaml")
+_INTERRUPTED = 130
+"""What typer makes of Ctrl-C."""
 
 app = typer.Typer(
     name="saerl", no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False,
@@ -404,9 +406,10 @@ def main() -> None:
         sys.stderr.write(f"saerl: {error.filename or 'a file'}: {error.strerror}; nothing half-written was kept: make "
                          "room (`saerl gc` shows what nothing refers to), then run the same command again\n")
         sys.exit(2)
-    except KeyboardInterrupt:
-        sys.stderr.write("saerl: interrupted; the same command goes on where it stopped\n")
-        sys.exit(130)
+    except SystemExit as stop:
+        if stop.code == _INTERRUPTED:
+            sys.stderr.write("saerl: interrupted; the same command goes on where it stopped\n")
+        raise
 
 
 if __name__ == "__main__":
