@@ -321,7 +321,7 @@ CASES: dict[str, tuple[Break, tuple[str, ...]]] = {
     "manifest's header is changed": (manifest("manifest", "verify", "MANIFEST", content=field(seed=99)),
                                      ("manifest.json: does not hash to",)),
     "manifest's rows are changed": (manifest("train", "MANIFEST", "run.yaml", file="train.parquet",
-                                             content=lambda old: old[:-9] + b"\0" + old[-8:]),
+                                             content=lambda old: old[:50] + bytes([old[50] ^ 1]) + old[51:]),
                                     ("train.parquet: changed since it was written",)),
     "manifest's rows are cut short": (manifest("export", "MANIFEST", "OUT", file="train.parquet",
                                                content=lambda old: old[:-1]), ("train.parquet:", "bytes")),
