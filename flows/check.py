@@ -14,6 +14,7 @@ from saerl_core import backbone, disk, hygiene, models, prompts, sae, sae_regist
 from saerl_core.config import RunConfig, SourceConfig
 from saerl_core.errors import ConfigError
 from saerl_core.hygiene import EvaluationSet
+from saerl_core.manifest import verify_manifest
 from saerl_core.models import ModelSpec
 from saerl_core.rl import verifiers
 from saerl_core.sae import SaeSpec
@@ -46,6 +47,21 @@ def check_inputs(config: RunConfig, *, train: bool) -> None:
     if train:
         here = sum(disk.used_bytes(run) for run in (config.root / "runs").glob(f"{config.name}-*/checkpoints"))
         disk.require(config.root, _checkpoint_bytes(config) - here, "the checkpoints of the training")
+
+
+def check_training(config: RunConfig, manifest: Path) -> None:
+    """What `saerl train` checks before anything starts: held-out set, policy, overrides, checkpoint, manifest.
+
+    Raises:
+        SaerlError: see `check_inputs`.
+    """
+    from saerl_core.rl.job import build_job
+
+    verify_manifest(manifest)
+    if config.data.heldout is None:
+        raise ConfigError("data.heldout is not set: accuracy before and after training is measured on a held-out set")
+    _read(config, config.data.heldout, _SAMPLE_ROWS)
+    build_job(config, manifest, None, config.root / "runs" / "draft", policy_hash="none yet")
 
 
 def check_sae_training(config: RunConfig) -> None:

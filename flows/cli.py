@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -14,7 +15,7 @@ import typer
 
 from saerl_core.artifact import write_file
 from saerl_core.config import RunConfig, load_config
-from saerl_core.errors import ConfigError, SaerlError
+from saerl_core.errors import ConfigError, SaerlError, ServerError
 
 if TYPE_CHECKING:
     from saerl_core.published import Run
@@ -34,6 +35,8 @@ for _name, _value in {
     os.environ.setdefault(_name, _value)
 
 DEFAULT_CONFIG = Path("saerl.yaml")
+_INTERRUPTED = 130
+"""What typer makes of Ctrl-C."""
 
 app = typer.Typer(
     name="saerl", no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False,
@@ -119,10 +122,10 @@ def train(
     config: ConfigArgument = None, overrides: Overrides = None, as_json: AsJson = False,
 ) -> None:
     """Train the config's policy on a manifest that exists, batch for batch in its order; resume where it stopped."""
-    from saerl_core.manifest import verify_manifest
+    from flows.check import check_training
 
-    verify_manifest(manifest)
     settings = _load(config, overrides)
+    check_training(settings, manifest)
 
     def go() -> dict[str, Any]:
         from flows.outcome import manifest_figures
@@ -282,7 +285,7 @@ def show(manifest: Annotated[Path, typer.Argument(help="A manifest's folder.")],
     """Show what a manifest holds: counts, what each gate decided, where the report page is."""
     from saerl_core.manifest import read_manifest
 
-    header = read_manifest(manifest)
+    header, runs = read_manifest(manifest), _runs_of(manifest)
     if as_json:
         _print_json(header)
         return
@@ -296,7 +299,7 @@ def show(manifest: Annotated[Path, typer.Argument(help="A manifest's folder.")],
         console.print(f"  {name}: {words}", markup=False, soft_wrap=True)
     for warning in (*header["health"]["warnings"], *header["notes"]):
         console.print(f"  note: {warning}", markup=False, soft_wrap=True)
-    for run in _runs_of(manifest):
+    for run in runs:
         console.print(f"  made by: flow run {run.name} ({run.flow_run_id}), {run.at}", markup=False,
                       soft_wrap=True)
     _tell(f"report: {manifest / 'report.html'}")
@@ -367,12 +370,18 @@ def _run_flow(config: RunConfig, as_json: bool, *, train: bool) -> None:
 
 
 def _finish(go: Callable[[], dict[str, Any]], as_json: bool) -> None:
+    import httpx
+
     from flows.guard import guard
     from flows.terminal import show_counts, watching
 
     guard()  # Prefect's server and verl's processes end with this one, however it ends
     with watching():
-        outcome = go()
+        try:
+            outcome = go()
+        except httpx.TransportError as error:
+            raise ServerError(f"the Prefect server went away ({type(error).__name__}: {error}): start it again, then "
+                              "run the same command: it goes on where it stopped") from error
     if as_json:
         _print_json(outcome)
     else:
@@ -415,9 +424,16 @@ def main() -> None:
     except SaerlError as error:
         sys.stderr.write(f"saerl: {' '.join(str(error).split())}\n")
         sys.exit(2)
-    except KeyboardInterrupt:
-        sys.stderr.write("saerl: interrupted; the same command goes on where it stopped\n")
-        sys.exit(130)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        sys.stderr.write(f"saerl: {error.filename or 'a file'}: {error.strerror}; nothing half-written was kept: make "
+                         "room (`saerl gc` shows what nothing refers to), then run the same command again\n")
+        sys.exit(2)
+    except SystemExit as stop:
+        if stop.code == _INTERRUPTED:
+            sys.stderr.write("saerl: interrupted; the same command goes on where it stopped\n")
+        raise
 
 
 if __name__ == "__main__":

@@ -141,17 +141,22 @@ def read_header(folder: Path, header_name: str = HEADER) -> dict[str, Any]:
     """The parsed header of an artifact folder.
 
     Raises:
-        ArtifactError: there is none, or it is not JSON.
+        ArtifactError: there is none, it is not JSON, or it names files outside the folder.
     """
     path = folder / header_name
     try:
         header = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ArtifactError(f"{folder}: no {header_name} there: incomplete, or not a SAERL artifact") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: unreadable header: {error}") from error
     if not isinstance(header, dict) or not isinstance(header.get("files"), dict):
         raise ArtifactError(f"{path}: not a SAERL header: it lists no files")
+    for name, entry in header["files"].items():
+        if not isinstance(entry, dict) or not {"sha256", "size"} <= entry.keys():
+            raise ArtifactError(f"{path}: not a SAERL header: no hash and size of {name!r}")
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ArtifactError(f"{path}: names {name!r}, a file outside its own folder")
     return header
 
 

@@ -31,11 +31,15 @@ def export(manifest: Path, out: Path, kind: str) -> int:
 
     Raises:
         ArtifactError: the manifest is damaged.
-        ConfigError: `out` exists.
+        ConfigError: `out` exists, or cannot be written.
     """
     verify_manifest(manifest)
     if out.exists():
         raise ConfigError(f"{out}: exists already; name another place")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{out}: cannot be written: {error.strerror}; name another place") from error
     rows = training_rows(manifest)
     if kind == "jsonl":
         lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows.iter_rows(named=True))

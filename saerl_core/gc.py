@@ -78,7 +78,7 @@ def remove(workspace: Path) -> Findings:
         with locks.exclusive(workspace / locks.IN_USE, wait=False):
             found = find(workspace)
             for item in found.garbage:
-                if item.path.is_dir():
+                if item.path.is_dir() and not item.path.is_symlink():
                     shutil.rmtree(item.path)
                 else:
                     item.path.unlink(missing_ok=True)

@@ -22,7 +22,7 @@ def resolve(name: str, base: Path) -> Path:
     folder of the config file, so that a config means the same from every working directory.
 
     Raises:
-        ConfigError: a `saerl:` name that leaves the package's assets.
+        ConfigError: a `saerl:` name that leaves the package's assets, or what is no path.
     """
     if name.startswith(PACKAGED_PREFIX):
         room, _, rest = name.removeprefix(PACKAGED_PREFIX).partition("/")
@@ -32,4 +32,7 @@ def resolve(name: str, base: Path) -> Path:
             raise ConfigError(f"{name!r} names nothing that ships with SAERL; known: saerl:toy/lm, saerl:toy/sae, "
                               "saerl:toy/train.jsonl.gz, saerl:toy/heldout.jsonl.gz")
         return path
-    return (base / Path(name).expanduser()).resolve()
+    try:
+        return (base / Path(name).expanduser()).resolve()
+    except (RuntimeError, ValueError) as error:  # no such user, a null character, links in a circle
+        raise ConfigError(f"{name!r} is no path: {error}") from error

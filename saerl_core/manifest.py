@@ -196,7 +196,10 @@ def verify_manifest(folder: Path) -> dict[str, Any]:
     """
     read_manifest(folder)
     header = artifact.verify_folder(folder, folder.resolve().name, HEADER)
-    number = header["prompts"]
+    number = header.get("prompts")
+    if not isinstance(number, dict) or not all(isinstance(number.get(of), int) for of in ("read", "kept", "dropped")):
+        raise ArtifactError(f"{folder / HEADER}: no manifest's header: it lacks `prompts`, the numbers of those that "
+                            "were read, kept and dropped")
     if number["read"] != number["kept"] + number["dropped"]:
         raise ArtifactError(f"{folder / HEADER}: read {number['read']} is not kept {number['kept']} + dropped "
                             f"{number['dropped']}")

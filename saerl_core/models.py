@@ -65,6 +65,9 @@ def find(name: str, base: Path) -> Path | None:
     """
     path = locations.resolve(name, base)
     if (path / "config.json").is_file():
+        if not any(path.glob("*.safetensors")):
+            raise ModelError(f"{path}: no safetensors there; weights in another format are pickles, which SAERL does "
+                             "not read: save the model anew with transformers' `save_pretrained`")
         return path
     if locations.is_local(name) or path.exists() or name.count("/") != 1:
         raise ModelError(f"{path}: no model there (no config.json)")
@@ -145,7 +148,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ModelError(f"{folder}: no model there (no config.json)") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path}: unreadable: {_one_line(error)}") from error
     if not isinstance(config, dict):
         raise ModelError(f"{path}: expected a JSON object")

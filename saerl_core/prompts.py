@@ -239,9 +239,11 @@ def _number(record: Record, column: str | None, low: float = -math.inf, high: fl
         return None
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{column} is {_brief(value)}: expected a number") from None
-    if not low <= number <= high:  # also true of NaN
+    if not math.isfinite(number):
+        raise ValueError(f"{column} = {number}: expected a finite number")
+    if not low <= number <= high:
         raise ValueError(f"{column} = {number}: expected a number from {low} to {high}")
     return number
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from saerl_core.artifact import write_file
 from saerl_core.errors import ArtifactError
@@ -51,7 +51,7 @@ def read(workspace: Path, name: str) -> Record | None:
         return Record.model_validate_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValidationError) as error:
+    except (OSError, ValueError) as error:  # pydantic's errors are among the latter
         raise ArtifactError(f"{path}: damaged; delete it, and run the same config again to write it anew") from error
 
 

@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,7 +48,7 @@ def read_rows(files: Sequence[Path], columns: Collection[str] = ()) -> Iterator[
             yield from (Row(file, place, record) for place, record in reader(file, columns))
         except FileNotFoundError as error:
             raise DataError(f"{file}: no such file (data paths are relative to the config file)") from error
-        except (OSError, EOFError, UnicodeDecodeError, pa.ArrowException, csv.Error) as error:
+        except (OSError, EOFError, UnicodeDecodeError, zlib.error, pa.ArrowException, csv.Error) as error:
             raise DataError(f"{file}: cannot be read: {' '.join(str(error).split())}") from error
 
 
@@ -68,7 +69,18 @@ def _read_jsonl(file: Path, _: Collection[str]) -> Iterator[tuple[str, Record]]:
                 raise DataError(f"{file}, line {number}: broken JSON: {reason}") from error
             if not isinstance(record, dict):
                 raise DataError(f"{file}, line {number}: expected an object, found {type(record).__name__}")
+            if "\\u" in line and (broken := [name for name, value in record.items() if not _is_text(name, value)]):
+                raise DataError(f"{file}, line {number}: {broken[0]!r} holds half a character (a lone surrogate)")
             yield f"line {number}", record
+
+
+def _is_text(*values: Any) -> bool:
+    """False where an escape such as `\\ud800` is half a character, which no file can hold."""
+    try:
+        json.dumps(values, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _decompressed(file: Path) -> Any:

@@ -66,7 +66,7 @@ def read_spec(folder: Path) -> SaeSpec:
                              "`saerl train-sae` with this config")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path}: not an SAE configuration: {type(error).__name__}: {error}") from error
     return parse_spec(config, str(path))
 
@@ -90,6 +90,8 @@ def parse_spec(config: dict[str, Any], where: str) -> SaeSpec:
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{where}: not an SAE configuration: {type(error).__name__}: {error}") from error
+    if spec.k is not None and spec.k > spec.d_sae:
+        raise ModelError(f"{where}: k = {spec.k} features at once, of d_sae = {spec.d_sae}")
     if hook and spec.layer is None:
         raise ModelError(f"{where}: the SAE was trained on {hook!r}; SAERL reads the residual stream "
                          "(blocks.N.hook_resid_post)")

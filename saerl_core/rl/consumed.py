@@ -6,11 +6,11 @@ computed on. A step that was run again after a crash has replaced its record.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import polars as pl
+from pydantic import BaseModel, model_validator
 
 from saerl_core.errors import ArtifactError
 from saerl_core.hashing import hash_files
@@ -77,15 +77,33 @@ def consumed_at(run_dir: Path, step: int) -> list[str] | None:
     return _read(path)["ids"] if path.exists() else None
 
 
+class _Record(BaseModel):
+    """One step, as `verl_side/saerl_replay.py` writes it."""
+
+    step: int
+    ids: list[str]
+    answers: list[int]
+    keys: list[str] | None = None
+    rewards: list[float] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_each_a_prompt(self) -> Self:
+        if not self.rewards:  # written by an older SAERL
+            self.keys = self.rewards = None
+        columns = (self.answers, self.keys, self.rewards)
+        if any(column is not None and len(column) != len(self.ids) for column in columns):
+            raise ValueError("ids, answers, keys and rewards are not as many")
+        if self.rewards is not None and self.keys is None:
+            raise ValueError("rewards without keys")
+        return self
+
+
 def _files(run_dir: Path) -> list[Path]:
     return sorted((run_dir / "consumed").glob("step-*.json"))
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        rewards = record.get("rewards")
-        return {"step": int(record["step"]), "ids": list(record["ids"]), "answers": list(record["answers"]),
-                "keys": list(record["keys"]) if rewards else None, "rewards": list(rewards) if rewards else None}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"{path}: not a record of consumed prompts: {error}") from error
+        return _Record.model_validate_json(path.read_text(encoding="utf-8")).model_dump()
+    except (OSError, ValueError) as error:  # pydantic's errors are among the latter
+        raise ArtifactError(f"{path}: not a record of consumed prompts: {' '.join(str(error).split())}") from error

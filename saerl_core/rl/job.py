@@ -188,7 +188,7 @@ def _named_checkpoint(config: RunConfig, policy: Path, batch_size: int, steps: i
         written = json.loads((path.parent.parent / JOB_FILE).read_text(encoding="utf-8"))
         found = Checkpoint(path=path, step=step, manifest_id=written["manifest"], identity=written["identity"])
         then, now = models.read_spec(path / "actor" / "huggingface"), models.read_spec(policy)
-    except (OSError, ValueError, KeyError, TypeError, ModelError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, ModelError) as error:
         raise ConfigError(f"train.resume_from: {path} is no checkpoint of a training run of SAERL's "
                           "(runs/NAME/checkpoints/global_step_N)") from error
     if written["batch_size"] != batch_size:

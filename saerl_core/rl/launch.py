@@ -23,6 +23,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from saerl_core.artifact import write_file
 from saerl_core.errors import ArtifactError, TrainError
 from saerl_core.rl import process
 from saerl_core.rl.check import manifest_batches
@@ -131,8 +132,10 @@ def claim(job: VerlJob) -> None:
     if path.exists():
         try:
             other = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ArtifactError(f"{path}: unreadable; delete {job.run_dir} to train afresh") from error
+        if not isinstance(other, dict):
+            raise ArtifactError(f"{path}: unreadable; delete {job.run_dir} to train afresh")
         if other.get("manifest") != job.manifest_id:
             raise ArtifactError(f"{job.run_dir} belongs to manifest {other.get('manifest')}, not to {job.manifest_id}: "
                                 "training would resume on other data; use another folder, delete this one, or name its "
@@ -143,9 +146,7 @@ def claim(job: VerlJob) -> None:
         return
     if job.checkpoints.exists():
         raise ArtifactError(f"{job.checkpoints}: checkpoints of an unknown job; use another folder, or delete this one")
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(own, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_file(path, (json.dumps(own, indent=1) + "\n").encode())
 
 
 def _adopt_checkpoint(job: VerlJob) -> None:

@@ -67,7 +67,7 @@ def parse_line(line: str) -> dict[str, Any] | None:
     try:
         entry = json.loads(line)
         step, data = int(entry["step"]), entry["data"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
     numbers = {key: float(value) for key, value in data.items() if isinstance(value, int | float)}
     plain = {

@@ -20,6 +20,8 @@ from pathlib import Path
 
 import psutil
 
+from saerl_core.artifact import write_file
+
 RECORD = "process.json"
 TOKEN_VARIABLE = "SAERL_JOB_TOKEN"
 
@@ -39,11 +41,11 @@ class ProcessRecord:
 
 
 def new_record() -> ProcessRecord:
-    """A record with a token and a Ray folder of its own; no process yet."""
+    """A record with a token and the name of a Ray folder of its own; no folder and no process yet."""
     base = tempfile.gettempdir()
     if len(base) > _LONGEST_RAY_DIR - len("/saerl-12345678") and Path("/tmp").is_dir():
         base = "/tmp"
-    return ProcessRecord(token=secrets.token_hex(16), ray_dir=tempfile.mkdtemp(prefix="saerl-", dir=base))
+    return ProcessRecord(token=secrets.token_hex(16), ray_dir=f"{base}/saerl-{secrets.token_hex(4)}")
 
 
 def start(
@@ -51,9 +53,10 @@ def start(
 ) -> tuple[subprocess.Popen[bytes], ProcessRecord]:
     """Start a child in a session of its own, with its output appended to a file and no input.
 
-    The record is on disk before the child exists, and with its pid afterwards.
+    The record is on disk before the Ray folder and the child exist, and with its pid afterwards.
     """
     _write(run_dir, record)
+    Path(record.ray_dir).mkdir(mode=0o700)
     with log.open("ab") as output:
         child = subprocess.Popen(
             command,
@@ -118,9 +121,7 @@ def _belongs(process: psutil.Process, record: ProcessRecord, run_dir: Path) -> b
 
 
 def _write(run_dir: Path, record: ProcessRecord) -> None:
-    temporary = run_dir / f".{RECORD}.tmp"
-    temporary.write_text(json.dumps(asdict(record)), encoding="utf-8")
-    temporary.replace(run_dir / RECORD)
+    write_file(run_dir / RECORD, json.dumps(asdict(record)).encode())
 
 
 def _read(run_dir: Path) -> ProcessRecord | None:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from saerl_core.errors import ModelError
+from saerl_core.models import UNREADABLE
 from saerl_core.rl.verl_side.saerl_sampling import Answer, SamplingRule, answer_seed, sample_answers, stop_ids_of
 
 Message = dict[str, str]
@@ -66,9 +67,9 @@ def load_policy(
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
         model: Any = AutoModelForCausalLM.from_pretrained(
-            path, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code
+            path, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=trust_remote_code
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except UNREADABLE as error:
         raise ModelError(f"{path}: cannot be loaded as a causal LM: {_one_line(error)}") from error
     if tokenizer.chat_template is None:
         raise ModelError(f"{path}: its tokenizer has no chat template, so verl cannot prompt it; "

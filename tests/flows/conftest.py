@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from flows import cli
 from flows.curate import Curated, curate
@@ -105,3 +106,10 @@ def saerl(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], t
         return code, captured.out, captured.err
 
     return run
+
+
+def write_config(folder: Path, **changes: dict[str, Any]) -> Path:
+    tree = make_config(folder, rows=60, **changes).model_dump(mode="json", exclude={"base"})
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path

@@ -8,18 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from flows import cli
 from flows.curate import Curated
-from tests.flows.conftest import Run, make_config, toy_rows
-
-
-def write_config(folder: Path, **changes: dict[str, Any]) -> Path:
-    tree = make_config(folder, rows=60, **changes).model_dump(mode="json", exclude={"base"})
-    path = folder / "run.yaml"
-    path.write_text(yaml.safe_dump(tree))
-    return path
+from tests.flows.conftest import Run, toy_rows, write_config
 
 
 def rows_with(change: dict[str, Any] | None, *, at: int = 2) -> str:

@@ -80,7 +80,7 @@ def _imported(name: str, folder: str | None) -> tuple[Verify, str]:
         importlib.invalidate_caches()
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # the user's code may raise anything when it is imported
+    except (Exception, SystemExit) as error:  # the user's code may raise anything when it is imported
         raise ValueError(f"{name}: {module_name} cannot be imported: {type(error).__name__}: {error}; it is looked "
                          f"for among the installed packages and in {folder or 'no folder'}") from error
     function = getattr(module, function_name, None)
