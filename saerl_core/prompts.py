@@ -99,15 +99,13 @@ def read_table(files: Sequence[Path], source: SourceConfig, framing: DataConfig,
     return table.with_columns(id=pl.coalesce("id", pl.col("key").str.slice(0, 16)))
 
 
-def mark_too_long(table: pl.DataFrame, count_tokens: Callable[[list[Message]], int], limit: int) -> pl.DataFrame:
+def mark_too_long(table: pl.DataFrame, count_tokens: Callable[[list[list[Message]]], list[int]],
+                  limit: int) -> pl.DataFrame:
     """Mark usable rows whose rendered prompt exceeds the policy's limit: verl would cut them on the left."""
-    too_long = pl.Series(
-        [reason is None and count_tokens(messages) > limit
-         for reason, messages in zip(table["drop_reason"], table["messages"].to_list(), strict=True)],
-        dtype=pl.Boolean,
-    )
-    reason = pl.when(too_long).then(pl.lit("too_long")).otherwise(pl.col("drop_reason"))
-    return table.with_columns(drop_reason=reason)
+    rows = table["drop_reason"].is_null().arg_true()
+    counts = pl.Series(count_tokens(table["messages"].gather(rows).to_list()), dtype=pl.Int64)
+    too_long = rows.filter(counts > limit)
+    return table.with_columns(drop_reason=table["drop_reason"].scatter(too_long, "too_long"))
 
 
 def usable(table: pl.DataFrame) -> pl.DataFrame:

@@ -33,7 +33,8 @@ def read(root: Path, files: tuple[Path, ...], evaluations: dict[str, tuple[Path,
     table, _ = mark_unverifiable(table, verifiers.load(policy, base))
     tokenizer = models.load_tokenizer(policy_path, trust_remote_code=policy.trust_remote_code)
     table = prompts.mark_too_long(
-        table, lambda messages: len(models.render(tokenizer, messages, chat_template=True)), policy.max_prompt_tokens)
+        table, lambda chats: [len(ids) for ids in models.render_all(tokenizer, chats, chat_template=True)],
+        policy.max_prompt_tokens)
     return seal_table(root, "read", table, findings)
 
 

@@ -243,7 +243,7 @@ def test_a_runs_name_cannot_be_a_path(name: str) -> None:
                       "policy": {"model": "m"}}, Path())
 
 
-@pytest.mark.parametrize("name", ["saerl:../../../etc/passwd", "saerl:toy/../../config.py", "saerl:toy/../../../x",
+@pytest.mark.parametrize("name", ["saerl:../../../etc/passwd", "saerl:toy/../../errors.py", "saerl:toy/../../../x",
                                   "saerl:/etc/passwd", "saerl:"])
 def test_a_packaged_name_stays_in_the_package(name: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="names nothing that ships"):

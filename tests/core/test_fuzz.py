@@ -15,7 +15,7 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from saerl_core import artifact, features, models, prompts, sae
+from saerl_core import artifact, feature_store, features, models, prompts, sae
 from saerl_core.clusters import read_codebook
 from saerl_core.config import ColumnsConfig, DataConfig, RunConfig, build_config, load_config
 from saerl_core.errors import ArtifactError, ConfigError, DataError, ModelError
@@ -193,7 +193,7 @@ def feature_file() -> bytes:
     one = np.ones(1, dtype=np.int32)
     rows = features.FeatureRows(np.array([0, 1]), one, one.astype(np.float32), one.astype(np.float32), one, one, one,
                                 one.astype(np.float32), 4)
-    return features.to_bytes(rows)
+    return feature_store.to_bytes(rows)
 
 
 @given(st.binary(max_size=200) | mutated(feature_file()))
@@ -202,6 +202,6 @@ def feature_file() -> bytes:
 @fuzz
 def test_arbitrary_safetensors_are_tensors_or_an_artifact_error(content: bytes) -> None:
     path = put("rows.safetensors", content)
-    for read in (features.read_rows, read_codebook):
+    for read in (feature_store.read_rows, read_codebook):
         with contextlib.suppress(ArtifactError):
             read(path)

@@ -65,7 +65,7 @@ def test_numbers_are_answers_and_zero_is_not_empty(write_jsonl: Write) -> None:
 
 def test_prompts_beyond_the_policys_limit_are_marked_not_cut(write_jsonl: Write) -> None:
     table = read(write_jsonl(row(1), row(2, "long " * 50)), CONFIG)
-    marked = prompts.mark_too_long(table, lambda messages: len(messages[0]["content"].split()), 10)
+    marked = prompts.mark_too_long(table, lambda chats: [len(chat[0]["content"].split()) for chat in chats], 10)
     assert marked["drop_reason"].to_list() == [None, "too_long"]
 
 
