@@ -193,7 +193,9 @@ def feature_file() -> bytes:
     one = np.ones(1, dtype=np.int32)
     rows = features.FeatureRows(np.array([0, 1]), one, one.astype(np.float32), one.astype(np.float32), one, one, one,
                                 one.astype(np.float32), 4)
-    return feature_store.to_bytes(rows)
+    with tempfile.TemporaryDirectory() as folder:
+        feature_store.write_rows(Path(folder, "rows"), rows)
+        return Path(folder, "rows").read_bytes()
 
 
 @given(st.binary(max_size=200) | mutated(feature_file()))
