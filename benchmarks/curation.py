@@ -29,7 +29,7 @@ from typing import Any
 CORES = 2
 LABELS = 2000
 WIDTH = 65_536
-_INPUTS = "inputs.json"
+_INPUTS, _TRUTH = "inputs.json", "truth.json"
 _WORDS = ("a", "train", "leaves", "with", "apples", "which", "sum", "of", "integers", "triangle", "is", "how", "many")
 
 
@@ -78,7 +78,7 @@ def make_inputs(folder: Path, n: int, k: int) -> None:
         feature_store.write_rows(staged / ROWS, rows)
         artifact.write_json(staged / "health.json", vars(features.health(rows)))
         gathered = artifact.seal(staged, "features", {"rows": n})
-    np.save(folder / "truth.npy", truth)
+    (folder / _TRUTH).write_text(json.dumps(truth.tolist()))
     (folder / _INPUTS).write_text(json.dumps({"table": prompts.model_dump(mode="json"),
                                               "features": gathered.model_dump(mode="json")}))
 
@@ -116,14 +116,14 @@ def curate(folder: Path, k: int) -> dict[str, Any]:
     for total, ending in (("seconds", "_seconds"), ("cpu_seconds", "_cpu")):
         found[total] = round(sum(value for name, value in found.items() if name.endswith(ending)), 2)
     header = json.loads((made.path / "manifest.json").read_text())
+    truth = json.loads((folder / _TRUTH).read_text())
     found |= {
         "peak_gib": round(_peak_gib(), 2),
         "kept": header["prompts"]["kept"],
         "difficulty_used": header["difficulty"]["used"],
         "quality_used": header["quality"]["used"],
         "report_kib": (made.path / "report.html").stat().st_size // 1024,
-        "nmi": round(float(normalized_mutual_info_score(np.load(folder / "truth.npy"), cluster.load_labels(grouped))),
-                     4),
+        "nmi": round(float(normalized_mutual_info_score(truth, cluster.load_labels(grouped))), 4),
     }
     return found
 

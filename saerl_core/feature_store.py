@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -39,9 +40,19 @@ def feature_key(messages: list[dict[str, str]]) -> str:
 
 
 def write_rows(path: Path, rows: FeatureRows, extra: dict[str, np.ndarray] | None = None) -> None:
-    """Write rows, and perhaps further arrays, as one safetensors file."""
+    """Write rows, and perhaps further arrays, as one safetensors file.
+
+    Raises:
+        OSError: the disk is full.
+    """
     tensors = {name: np.ascontiguousarray(getattr(rows, name)) for name in ARRAYS}
-    safetensors.numpy.save_file({**tensors, **(extra or {})}, path, metadata={"d_sae": str(rows.d_sae)})
+    try:
+        safetensors.numpy.save_file({**tensors, **(extra or {})}, path, metadata={"d_sae": str(rows.d_sae)})
+    except safetensors.SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))  # it keeps the system's error in words only
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def read_rows(path: Path) -> FeatureRows:
