@@ -85,7 +85,6 @@ def make_inputs(folder: Path, n: int, k: int) -> None:
 
 def curate(folder: Path, k: int) -> dict[str, Any]:
     """Run the stages on the inputs in `folder`; seconds of each, and the peak memory of the process."""
-    import numpy as np
     from sklearn.metrics import normalized_mutual_info_score
 
     from saerl_core.artifact import ArtifactRef
