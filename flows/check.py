@@ -136,7 +136,7 @@ def show_check(found: dict[str, Any]) -> None:
     seconds = cost["extract_seconds"]
     how_long = f"about {_duration(seconds)} on this machine" if seconds else "time unknown"
     features = f"; at most {decimal(cost['feature_bytes'])} of features" if cost["feature_bytes"] else ""
-    console.print(f"    cost       {cost['tokens']:,} tokens to read, {how_long}{features}")
+    console.print(f"    cost       {cost['tokens']:,} tokens to read, {how_long}{features}", soft_wrap=True)
     console.print(f"               {cost['label_answers']:,} answers for labels, {cost['train_answers']:,} in training")
     console.print(f"               {decimal(cost['checkpoint_bytes'])} of checkpoints; "
                   f"{decimal(cost['free_bytes'])} are free")
