@@ -106,7 +106,7 @@ def main() -> None:
     """Print a table, then a JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("data", "reader", "sae"):
-        parser.add_argument(f"--{name}", type=Path, required=True)
+        parser.add_argument(f"--{name}", type=lambda text: Path(text).resolve(), required=True)
     asked = parser.parse_args()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
     with tempfile.TemporaryDirectory(dir=os.environ.get("SAERL_BENCH_DIR")) as folder:
