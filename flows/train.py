@@ -23,7 +23,7 @@ from saerl_core.rl.consumed import observed_rewards
 from saerl_core.rl.evaluate import compare
 from saerl_core.rl.metrics import read_metrics
 from tasks.evaluate import evaluate, load_evaluation
-from tasks.heldout import ROWS, heldout
+from tasks.heldout import ANSWERED, heldout, validation
 from tasks.train import Trained, plan_job
 from tasks.train import train as train_stage
 
@@ -46,7 +46,9 @@ def _train(config: RunConfig, manifest: Path) -> dict[str, Any]:
     files = sources.find_files(config.data.heldout, base)
     rows, entry = run_stage(config, heldout, root, files, config.data, sources.content_hash(files), size=files[0].name)
     stages = [entry]
-    job = plan_job(config, manifest, rows.path / ROWS, policy_hash)
+    answered, entry = run_stage(config, validation, root, rows, config.train)
+    stages.append(entry)
+    job = plan_job(config, manifest, answered.path / ANSWERED, policy_hash)
 
     def measure(folder: Path, sha256: str) -> ArtifactRef:
         size = f"{config.evaluation.prompts:,} problems x {config.evaluation.samples} answers"

@@ -86,7 +86,8 @@ def training_frame(curation: Curation) -> pl.DataFrame:
 def heldout_frame(table: pl.DataFrame) -> pl.DataFrame:
     """An evaluation set in verl's schema, in the file's order."""
     return verl_frame(table, table.select(
-        "id", "key", pl.int_range(pl.len(), dtype=pl.Int64).alias("index"), pl.lit("heldout").alias("split")))
+        "id", "key", "subject", "level", pl.int_range(pl.len(), dtype=pl.Int64).alias("index"),
+        pl.lit("heldout").alias("split")))
 
 
 def verl_frame(table: pl.DataFrame, extra: pl.DataFrame) -> pl.DataFrame:
@@ -131,7 +132,7 @@ def counts(curation: Curation) -> dict[str, Any]:
 
 def settings(config: RunConfig) -> dict[str, Any]:
     """The part of the config that decides the manifest's content; the job that trains on it has no part in that."""
-    return {name: value for name, value in content(config).items() if name not in ("train", "evaluation")}
+    return {name: value for name, value in content(config).items() if name not in ("train", "evaluation", "compare")}
 
 
 def library_versions() -> dict[str, str]:

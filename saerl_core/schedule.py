@@ -60,20 +60,21 @@ def make_schedule(clusters: np.ndarray, difficulty: np.ndarray, config: Schedule
     if config.clusters_per_batch is None:
         clusters = np.zeros_like(clusters)
 
+    passes = min(config.epochs, -(-(config.steps or per_epoch * config.epochs) // per_epoch))
     chosen, epochs = candidates, []
-    for epoch in range(config.epochs if config.reshuffle_epochs else 1):
+    for epoch in range(passes if config.reshuffle_epochs else 1):
         rng = np.random.default_rng([config.seed, epoch])
         place = _places(difficulty, config, rng)
         if epoch == 0:
             chosen = _thin(candidates, clusters, place, per_epoch * config.batch_size)
         epochs.append(_mix_tails(_stages(chosen, clusters, place, config, rng), config.tail_mix))
-    batches = np.concatenate(epochs if config.reshuffle_epochs else epochs * config.epochs)
+    batches = np.concatenate(epochs if config.reshuffle_epochs else epochs * passes)
 
     reason: ScheduleDropReason = "remainder" if per_epoch == full else "beyond_steps"
     if len(chosen) < len(candidates):
         dropped[reason] = np.setdiff1d(candidates, chosen, assume_unique=True)
     total = min(config.steps or len(batches), len(batches))
-    return Schedule(batches[:total], np.repeat(np.arange(config.epochs, dtype=np.int32), per_epoch)[:total], dropped)
+    return Schedule(batches[:total], np.repeat(np.arange(passes, dtype=np.int32), per_epoch)[:total], dropped)
 
 
 def outside_band(difficulty: np.ndarray, config: ScheduleConfig) -> dict[ScheduleDropReason, np.ndarray]:

@@ -4,6 +4,7 @@ A section is handed to its stage as it is, and the stage's cache key is made of 
 the one section whose output it changes.
 """
 
+from saerl_core.config.comparison import ArmConfig, CompareConfig
 from saerl_core.config.curation import (
     ClustersConfig,
     CorruptionKind,
@@ -54,8 +55,10 @@ __all__ = [
     "HUB_PREFIX",
     "INCIDENTAL",
     "PRESETS",
+    "ArmConfig",
     "ClustersConfig",
     "ColumnsConfig",
+    "CompareConfig",
     "CorpusConfig",
     "CorruptionKind",
     "Count",

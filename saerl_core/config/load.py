@@ -97,6 +97,8 @@ def _field_of(kind: str, loc: tuple[int | str, ...]) -> tuple[str, ...]:
 def _fields_at(loc: tuple[int | str, ...]) -> list[str]:
     model: type[BaseModel] = RunConfig
     for part in loc:
+        if part not in model.model_fields:
+            continue  # the name of an arm: its fields are those of every arm
         annotation = model.model_fields[str(part)].annotation
         candidates = [annotation, *getattr(annotation, "__args__", ())]
         model = next(kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel))

@@ -8,6 +8,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from saerl_core import locations
+from saerl_core.config.comparison import CompareConfig
 from saerl_core.config.curation import (
     ClustersConfig,
     CoverageConfig,
@@ -41,6 +42,8 @@ class RunConfig(Section):
     policy: PolicyConfig
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    compare: CompareConfig = CompareConfig()
+    """Used by `saerl compare` only."""
     sae_training: SaeTrainingConfig | None = None
     """Used by `saerl train-sae` only."""
     base: Place = "."

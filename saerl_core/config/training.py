@@ -64,6 +64,12 @@ class TrainConfig(Section):
     """Steps between verl's own validations on the held-out set."""
     test_prompts: Count = 256
     """Held-out prompts in each of these validations (the first ones)."""
+    test_samples: Count = 1
+    """Answers per prompt in each of these validations, at temperature 1."""
+    test_greedy: bool = False
+    """Answer each of them greedily, too."""
+    test_first: bool = False
+    """Validate before the first step, too, and count the job as done only when its last step has been validated."""
     gpus: Count = 1
     """GPUs per node."""
     nodes: Count = 1

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from saerl_core import models
 from saerl_core.config import RunConfig
 from saerl_core.errors import ConfigError, ModelError
-from saerl_core.hashing import hash_value
+from saerl_core.hashing import hash_file, hash_value
 from saerl_core.manifest import verify_manifest
 from saerl_core.rl import verifiers, verl_side
 from saerl_core.rl.overrides import check_user_overrides, key_of, spell
@@ -80,6 +80,8 @@ class VerlJob(BaseModel):
     identity: str
     """Hash of what decides the result: manifest, policy, settings. A run folder belongs to one identity."""
     retries: int
+    must_validate: bool = False
+    """Whether it is done only when its last step has been validated."""
     resume_from: Checkpoint | None = None
     """Where it begins, if not at the policy."""
 
@@ -123,7 +125,8 @@ def build_job(
     Args:
         config: Sections `policy` and `train` decide the job; the manifest decides data, batch size and steps.
         manifest_dir: A manifest; every byte of it is checked.
-        heldout_parquet: Rows in verl's schema for validations during training; without it there are none.
+        heldout_parquet: What validations during training answer (`validations.validation_rows`); without it there are
+            none.
         run_dir: The job's own folder: checkpoints, metrics, logs. Need not exist yet.
         policy_hash: Content hash of the policy, if the caller knows it; else its files are read.
 
@@ -149,6 +152,7 @@ def build_job(
         steps=steps,
     )
     resumed = _named_checkpoint(config, policy, batch_size, steps)
+    validated = heldout_parquet if config.train.test_first else None
     decisive = [
         override.replace(str(run_dir), "RUN").replace(str(policy), "POLICY").replace(str(manifest_dir), "MANIFEST")
         .replace(str(VERL_SIDE), "SAERL")
@@ -168,8 +172,10 @@ def build_job(
         batch_size=batch_size,
         steps=steps,
         identity=hash_value([manifest["id"], policy_hash or models.model_hash(policy), decisive,
-                             *([resumed.identity, resumed.step] if resumed else [])]),
+                             *([resumed.identity, resumed.step] if resumed else []),
+                             *([hash_file(validated), config.train.test_every] if validated else [])]),
         retries=config.train.retries,
+        must_validate=validated is not None,
         resume_from=resumed,
     )
 
@@ -312,9 +318,9 @@ def _data_settings(config: RunConfig, train_parquet: Path, heldout_parquet: Path
     return {
         # verl insists on a validation file, so without one it gets a row that it never uses.
         "data.val_files": str(heldout_parquet or train_parquet),
-        "data.val_max_samples": train.test_prompts if heldout_parquet else 1,
+        "data.val_max_samples": -1 if heldout_parquet else 1,
         "trainer.test_freq": train.test_every if heldout_parquet else -1,
-        "trainer.val_before_train": False,
+        "trainer.val_before_train": train.test_first and heldout_parquet is not None,
         "data.max_prompt_length": policy.max_prompt_tokens,
         "data.max_response_length": policy.max_response_tokens,
         "data.trust_remote_code": policy.trust_remote_code,
@@ -351,7 +357,7 @@ def _algorithm_settings(config: RunConfig, model: str, run_dir: Path) -> dict[st
         f"{rollout}.log_prob_micro_batch_size_per_gpu": train.micro_batch_size,
         f"{rollout}.agent.agent_loop_config_path": str(run_dir / AGENT_LOOPS),
         f"{rollout}.agent.default_agent_loop": "saerl_single_turn",
-        # Validate as the evaluation before and after does: sampled at temperature 1, one answer a prompt.
+        # Validate as the evaluation before and after does: at temperature 1. Each row of the file gets one answer.
         f"{rollout}.val_kwargs.do_sample": True,
         f"{rollout}.val_kwargs.temperature": 1.0,
         f"{rollout}.val_kwargs.n": 1,
@@ -383,6 +389,7 @@ def _recording_settings(config: RunConfig, engine: Engine, run_dir: Path) -> dic
         "trainer.v1.sampler.custom_sampler.name": "RecordingReplayBuffer",
         "+trainer.v1.sampler.sampler_kwargs": {
             "consumed_dir": str(run_dir / "consumed"),
+            "validated_dir": str(run_dir / "validated"),
             "poll_interval": _CPU_POLL_SECONDS if engine == "cpu" else _GPU_POLL_SECONDS,
         },
         "trainer.n_gpus_per_node": train.gpus,

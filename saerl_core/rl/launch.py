@@ -32,6 +32,7 @@ from saerl_core.rl.job import AGENT_LOOPS, JOB_FILE, VERL_SIDE, VerlJob
 from saerl_core.rl.logs import telling_line
 from saerl_core.rl.metrics import HELDOUT, metric_files, parse_line
 from saerl_core.rl.overrides import key_of, spell
+from saerl_core.rl.validations import is_validated
 
 _POLL_SECONDS = 0.25
 _AGENT_LOOPS = "- {name: saerl_single_turn, _target_: saerl_agent_loop.single_turn}\n"
@@ -169,8 +170,8 @@ def last_checkpoint(job: VerlJob) -> int | None:
 
 
 def finished_checkpoint(job: VerlJob) -> Path | None:
-    """The trained policy's folder, if the job has reached its last step."""
-    if last_checkpoint(job) != job.steps:
+    """The trained policy's folder, if the job has reached its last step, and validated it if it must."""
+    if last_checkpoint(job) != job.steps or (job.must_validate and not is_validated(job.run_dir, job.steps)):
         return None
     folder = job.checkpoints / f"global_step_{job.steps}" / "actor" / "huggingface"
     complete = (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
@@ -206,8 +207,9 @@ def _run_once(
         lines = _follow(metrics, child)
         for row in filter(None, map(parse_line, lines)):
             step = row["step"]
-            _check_consumed(job, step, expected)
-            steps_seen.add(step)
+            if row["reward_mean"] is not None:  # else a validation before the first step of this attempt
+                _check_consumed(job, step, expected)
+                steps_seen.add(step)
             if on_progress is not None:
                 on_progress(_progress(row, job.steps))
             if step == job.steps and _may_end_early(job) and finished_checkpoint(job) is not None:
@@ -247,8 +249,6 @@ def _follow(path: Path, child: subprocess.Popen[bytes]) -> Iterator[str]:
 
 
 def _check_consumed(job: VerlJob, step: int, expected: list[list[str]]) -> None:
-    if not 1 <= step <= job.steps:
-        return
     consumed = consumed_at(job.run_dir, step)
     if consumed != expected[step - 1]:
         raise TrainError(f"step {step} did not train on the manifest's batch {step} (took {_few(consumed)}, expected "

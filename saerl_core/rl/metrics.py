@@ -1,7 +1,8 @@
 """verl's metrics as a table: one row a step, plain names first, every original column after them.
 
 Each attempt of a job writes a file of its own (verl would truncate a shared one), `metrics/attempt-0001.jsonl` and so
-on. A step that was run again after a crash occurs in two of them: the later attempt wins.
+on. A step that was run again after a crash occurs in two of them: the later attempt wins. A validation before an
+attempt's first step adds to what is known of the step before it.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ def table(lines: Iterable[str]) -> pl.DataFrame:
     for line in lines:
         row = parse_line(line)
         if row is not None:
-            by_step[row["step"]] = row
+            known = {name: value for name, value in row.items() if value is not None}
+            by_step[row["step"]] = {**by_step.get(row["step"], {}), **known}
     originals = sorted({key for row in by_step.values() for key in row} - {"step", HELDOUT, *PLAIN_NAMES})
     columns = ["step", HELDOUT, *PLAIN_NAMES, *originals]
     schema = {name: pl.Int64 if name == "step" else pl.Float64 for name in columns}

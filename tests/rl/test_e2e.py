@@ -19,6 +19,7 @@ from saerl_core.rl.job import VerlJob, build_job
 from saerl_core.rl.launch import last_checkpoint, run_job
 from saerl_core.rl.metrics import read_metrics
 from saerl_core.rl.rollouts import load_policy, sample_scores
+from saerl_core.rl.validations import read_validation, validated_steps, validation_rows
 from saerl_core.rl.verl_side.saerl_verifier import is_correct
 from tests.rl.conftest import MakeConfig
 from tests.rl.tiny import save_manifest, save_tiny_policy, warm_up
@@ -43,8 +44,10 @@ def policy_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_job_survives_being_killed_and_follows_its_manifest_throughout(
     make_config: MakeConfig, manifest_dir: Path, heldout_parquet: Path, policy_dir: Path, tmp_path: Path
 ) -> None:
-    config = make_config(policy={"model": str(policy_dir)})
-    job = build_job(config, manifest_dir, heldout_parquet, tmp_path / "run")
+    config = make_config({"test_first": True, "test_samples": 2, "test_greedy": True}, {"model": str(policy_dir)})
+    answered = tmp_path / "validation.parquet"
+    validation_rows(pl.read_parquet(heldout_parquet), config.train).write_parquet(answered)
+    job = build_job(config, manifest_dir, answered, tmp_path / "run")
 
     # Killed after the checkpoint of step 2, while a later step runs; the launcher too, so that orphans remain.
     at = _kill_in_mid_run(job, tmp_path)
@@ -64,16 +67,30 @@ def test_a_job_survives_being_killed_and_follows_its_manifest_throughout(
     assert consumed_batches(job.run_dir) == dict(enumerate(manifest_batches(job), start=1))
     assert answers_per_prompt(job.run_dir) == {step: [4, 4, 4, 4] for step in range(1, 7)}
 
-    # One row a step, though some were run twice; validated every third step; sampler and trainer agree.
-    metrics = read_metrics(result.metrics)
+    # One row a step, though some were run twice; sampler and trainer agree.
+    metrics = read_metrics(result.metrics).filter(pl.col("step") > 0)
     assert metrics["step"].to_list() == [1, 2, 3, 4, 5, 6]
+
+    # Validated before the first step, every third, and where it was resumed: every row twice sampled and once greedily.
+    assert validated_steps(config.train, 6) == [0, 3, 6]
+    for step in (0, 3, 6):
+        answers = read_validation(job.run_dir, step)
+        assert answers["id"].value_counts()["count"].to_list() == [3] * 8
+        assert answers["greedy"].sum() == 8
+    greedy = read_validation(job.run_dir, 0).filter("greedy")
+    chats = pl.read_parquet(heldout_parquet)
+    alone = sample_scores(
+        load_policy(policy_dir, "cpu"), chats["prompt"].to_list(),
+        chats["reward_model"].struct.field("ground_truth").to_list(), score=is_correct, samples=1, temperature=0.0,
+        max_response_tokens=8, seed=0)
+    assert greedy["reward"].to_list() == alone[:, 0].tolist()
 
     # The rewards that were written down are those that verl itself says it trained on.
     seen = observed_rewards(job.run_dir).group_by("step").agg(pl.col("successes").sum(), pl.col("trials").sum())
     means = seen.sort("step").select(pl.col("successes") / pl.col("trials")).to_series().to_list()
     assert means == pytest.approx(metrics["reward_mean"].to_list())
     assert max(means) > 0
-    assert metrics.filter(metrics["heldout_accuracy"].is_not_null())["step"].to_list() == [3, 6]
+    assert set(metrics.filter(metrics["heldout_accuracy"].is_not_null())["step"]) == {3, result.resumed_from, 6}
     assert metrics["ppo_kl"].abs().max() < 1e-5  # pyright: ignore[reportOperatorIssue, reportOptionalOperand]
     assert metrics["entropy"].is_not_null().all()
 

@@ -3,7 +3,8 @@
 verl picks its handling of turn boundaries by model type, and for a Qwen type it insists on a token `<|im_end|>`, which
 a policy with a template of its own need not have. A single turn has no boundary to handle, so the generic builder
 serves where the special one cannot be made. And verl makes a new loop for each answer; a loop holds nothing that an
-answer changes, so one per process is enough.
+answer changes, so one per process is enough. And a held-out row may ask to be answered greedily, beside others that
+are sampled, where verl has one setting for a whole validation.
 """
 
 from __future__ import annotations
@@ -13,7 +14,17 @@ from typing import Any
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
 
-_loop: tuple[Any, SingleTurnAgentLoop] | None = None  # the client it asks for answers, and the loop
+
+class SingleTurn(SingleTurnAgentLoop):
+    """One question, one answer; greedily where the row's `extra_info` says so."""
+
+    async def run(self, sampling_params: dict[str, Any], priority: int = 0, **row: Any) -> Any:
+        if (row.get("extra_info") or {}).get("greedy"):
+            sampling_params = {**sampling_params, "temperature": 0, "top_p": 1.0, "top_k": -1}
+        return await super().run(sampling_params, priority, **row)
+
+
+_loop: tuple[Any, SingleTurn] | None = None  # the client it asks for answers, and the loop
 
 
 def single_turn(*, server_manager: Any, tokenizer: Any, hf_model_type: str | None = None, **rest: Any) -> Any:
@@ -21,7 +32,7 @@ def single_turn(*, server_manager: Any, tokenizer: Any, hf_model_type: str | Non
     global _loop
     if _loop is None or _loop[0] is not server_manager:
         model_type = supported_model_type(tokenizer, hf_model_type)
-        loop = SingleTurnAgentLoop(
+        loop = SingleTurn(
             server_manager=server_manager, tokenizer=tokenizer, hf_model_type=model_type, **rest
         )
         _loop = server_manager, loop

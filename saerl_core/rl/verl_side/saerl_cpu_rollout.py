@@ -80,7 +80,7 @@ class CpuRolloutServer:
             seed=answer_seed(self._settings.seed, (self._step, *prompt), self._asked[prompt]),
             reply=asyncio.get_running_loop().create_future(),
         )
-        self._asked[prompt] += 1
+        self._asked[prompt] += temperature != 0  # a greedy answer draws nothing
         self._waiting.append(request)
         self._arrived.set()
         if self._serving is None:
