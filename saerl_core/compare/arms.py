@@ -11,10 +11,10 @@ from typing import Any
 from saerl_core.config import ArmConfig, CompareConfig, RunConfig, build_config
 from saerl_core.errors import ConfigError
 
-_SHUFFLED = {"schedule.clusters_per_batch": None, "schedule.fading": 1.0, "schedule.tail_mix": 0.0, "schedule.stages": 1}
+_UNMIXED = {"schedule.clusters_per_batch": None, "schedule.tail_mix": 0.0}
+_SHUFFLED = {**_UNMIXED, "schedule.fading": 1.0, "schedule.stages": 1}
 _UNORDERED = {"difficulty.method": "none", "schedule.max_difficulty": 1.0, "schedule.min_difficulty": 0.0}
 _UNFILTERED = {"quality.method": "none", "quality.suspect_answers": 0.0}
-_UNMIXED = {"schedule.clusters_per_batch": None, "schedule.tail_mix": 0.0}
 _UNLABELLED = {"labels.source": "none"}
 
 BUILT_IN: dict[str, tuple[str, dict[str, Any]]] = {
@@ -80,7 +80,7 @@ def arm_fields(comparison: CompareConfig, name: str) -> dict[str, Any]:
     return fields
 
 
-def arm_config(config: RunConfig, name: str, seed: int) -> RunConfig:
+def arm_config(config: RunConfig, name: str, seed: int, drop_share: float | None = None) -> RunConfig:
     """The config of one arm with one seed: its fields changed, everything drawn anew, the same evaluation for all.
 
     Args:
@@ -88,6 +88,7 @@ def arm_config(config: RunConfig, name: str, seed: int) -> RunConfig:
             gone through again.
         name: The arm.
         seed: Takes the place of the seeds of clusters, labels, quality, schedule and training.
+        drop_share: What a random filter drops (`random_filter_of`).
 
     Raises:
         ConfigError: see `arm_fields`; there is no budget; or the changed fields are not valid together.
@@ -98,6 +99,8 @@ def arm_config(config: RunConfig, name: str, seed: int) -> RunConfig:
     tree = config.model_dump(mode="json", exclude={"compare"})
     for field, value in arm_fields(comparison, name).items():
         _set(tree, field, value, name)
+    if drop_share is not None:
+        tree["quality"]["drop_share"] = drop_share
     for section in _SEEDED:
         tree[section]["seed"] = seed
     tree["name"] = f"{config.name}-{name}-{seed}"[:64]
@@ -117,10 +120,13 @@ def seeds_of(comparison: CompareConfig, name: str) -> tuple[int, ...]:
     return comparison.arms[name].seeds or comparison.seeds
 
 
-def sources_of(comparison: CompareConfig, name: str) -> str | None:
-    """The arm that tells a random filter how much to drop."""
-    arm = comparison.arms[name]
-    return arm.drop_like or ("saerl" if name == "random-filter" and arm.like is None else None)
+def random_filter_of(comparison: CompareConfig, name: str) -> str | None:
+    """The arm whose probe tells this arm's random filter how much to drop; None where it has none, or a share of its
+    own."""
+    fields, arm = arm_fields(comparison, name), comparison.arms[name]
+    if fields.get("quality.method") != "random" or fields.get("quality.drop_share") is not None:
+        return None
+    return arm.drop_like or "saerl"
 
 
 def describe(name: str, arm: ArmConfig) -> str:

@@ -50,8 +50,8 @@ def model_size(folder: Path) -> Size:
 
 
 def curation_flops(header: Mapping[str, Any], reader: Size, policy: Size, answer_tokens: float) -> float:
-    """What a manifest cost: reading the prompts through the SAE and answering for the labels, as far as its settings use
-    either.
+    """What a manifest cost: reading the prompts through the SAE and answering for the labels, as far as its settings
+    use either.
 
     Args:
         header: The manifest's.

@@ -78,8 +78,8 @@ def batches(rounds: list[Trained]) -> pl.DataFrame:
         scores = pl.read_parquet(part.manifest / "scores.parquet", columns=["key", "level"]).unique("key")
         rows = rows.select("key", "cluster", "difficulty", step=pl.col("batch") + 1)
         seen = observed_rewards(part.run_dir).select("key", "step", rate=pl.col("successes") / pl.col("trials"))
-        of_rows = seen.join(rows.unique(["key", "step"]), on=["key", "step"], how="left").join(scores, on="key", how="left")
-        found.append(of_rows.group_by("step").agg(
+        rows = rows.unique(["key", "step"]).join(scores, on="key", how="left")
+        found.append(seen.join(rows, on=["key", "step"], how="left").group_by("step").agg(
             pl.col("difficulty").mean(), pl.col("level").cast(pl.Float64, strict=False).mean(),
             pl.col("rate").mean().alias("reward"), ((pl.col("rate") > 0) & (pl.col("rate") < 1)).mean().alias("spread"),
             pl.col("cluster").n_unique().alias("clusters"),

@@ -18,15 +18,15 @@ class ArmConfig(Section):
     like: ArmName | None = None
     """Begin with the fields of this arm, built-in or of yours. Default: with those of the built-in arm of this name, if
     there is one (`saerl compare --help` lists them), else with the config as it stands."""
-    set: dict[str, Any] = {}
+    set: dict[str, Any] = Field(default_factory=dict)
     """Fields to change: `{schedule.fading: 0.5, difficulty.method: length}`. What is trained on may change, not how it
     is trained: sections hygiene, features, clusters, labels, difficulty, quality, coverage and schedule (but for
     schedule.batch_size and schedule.steps)."""
     drop_like: ArmName | None = None
     """With `quality.method: random`: drop as many prompts as this arm's probe drops, with the same seed."""
     rounds: Count = 1
-    """Train in this many parts, and curate anew before each: the policy so far reads the prompts, answers for the labels,
-    and is trained further with a fresh optimiser."""
+    """Train in this many parts, and curate anew before each: the policy so far reads the prompts, answers for the
+    labels, and is trained further with a fresh optimiser."""
     seeds: Seeds | None = None
     """Seeds of this arm. Default: `compare.seeds`."""
 
@@ -34,7 +34,8 @@ class ArmConfig(Section):
 class CompareConfig(Section):
     """The same policy, steps, batch size, learning rate and evaluation for every arm; several seeds of each."""
 
-    arms: Annotated[dict[ArmName, ArmConfig], Field(min_length=1)] = {"vanilla": ArmConfig(), "saerl": ArmConfig()}
+    arms: Annotated[dict[ArmName, ArmConfig], Field(min_length=1)] = Field(
+        default_factory=lambda: {"vanilla": ArmConfig(), "saerl": ArmConfig()})
     """The arms, by name."""
     baseline: ArmName = "vanilla"
     """The arm that the others are measured against."""

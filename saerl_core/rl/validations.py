@@ -48,7 +48,8 @@ def read_validation(run_dir: Path, step: int) -> pl.DataFrame:
     """The answers of one validation, in the order of the held-out rows.
 
     Returns:
-        A frame of `ANSWERS`: one row an answer; `reward` is 1 for a right one, unless the verifier gives partial credit.
+        A frame of `ANSWERS`, one row an answer; `reward` is 1 for a right one, unless the verifier gives partial
+        credit.
 
     Raises:
         ArtifactError: there is no such record, or it is unreadable.

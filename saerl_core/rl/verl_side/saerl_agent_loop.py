@@ -21,7 +21,8 @@ class SingleTurn(SingleTurnAgentLoop):
     async def run(self, sampling_params: dict[str, Any], priority: int = 0, **row: Any) -> Any:
         if (row.get("extra_info") or {}).get("greedy"):
             sampling_params = {**sampling_params, "temperature": 0, "top_p": 1.0, "top_k": -1}
-        return await super().run(sampling_params, priority, **row)
+        # verl's decorator hides from type checkers that the method is there
+        return await super().run(sampling_params, priority, **row)  # pyright: ignore
 
 
 _loop: tuple[Any, SingleTurn] | None = None  # the client it asks for answers, and the loop

@@ -49,8 +49,9 @@ def _rewarded_rows(batch: Any) -> list[tuple[dict[str, Any], float]]:
     data = transfer_queue.kv_batch_get(
         keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_info", "rm_scores"]
     )
+    infos: Any = data["extra_info"]
     return [(getattr(info, "data", info), float(scores.sum()))
-            for info, scores in zip(data["extra_info"], data["rm_scores"], strict=True)]
+            for info, scores in zip(infos, data["rm_scores"], strict=True)]
 
 
 def _consumed(answers: list[tuple[dict[str, Any], float]]) -> dict[str, Any]:
