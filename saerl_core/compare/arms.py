@@ -43,6 +43,8 @@ BUILT_IN: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Name → what it is, and the fields that it changes. The arms of one part alone and the controls keep the config's
 settings of all that they do not mention."""
+CONTROLS = ("length", "nll", "level", "dense", "random-projection", "shuffled-labels", "random-filter")
+"""The built-in arms that put a cheaper signal, or none, in the place of one of the SAE's."""
 
 _MAY_CHANGE = ("hygiene", "features", "clusters", "labels", "difficulty", "quality", "coverage", "schedule")
 _MAY_NOT = ("schedule.batch_size", "schedule.steps", "schedule.epochs")

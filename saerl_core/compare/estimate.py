@@ -67,7 +67,8 @@ def reach(steps: Sequence[int], ours: np.ndarray, baseline: np.ndarray, *, curat
     steps that the baseline itself took to reach it.
 
     The interval is a bootstrap over seeds: seeds of both sides are drawn anew, the same ones where both have the same
-    number (they are pairs), and with them the target. With few seeds it is too narrow rather than too wide.
+    number (they are pairs), and with them the target. With few seeds it is too narrow rather than too wide. There is no
+    share where the baseline needs no steps, because it ends no better than it began.
 
     Args:
         steps: k evaluations.
@@ -90,12 +91,13 @@ def reach(steps: Sequence[int], ours: np.ndarray, baseline: np.ndarray, *, curat
     drawn, drawn_theirs = both(ours[rows].mean(axis=1), baseline[others].mean(axis=1))
     few = len(ours) < 2 or len(baseline) < 2
     low, high = (None, None) if few else _interval(drawn)
-    share_low, share_high = (None, None) if few else _interval(drawn / drawn_theirs)
-    reached = np.isfinite(step)
+    shares = np.divide(drawn, drawn_theirs, out=np.full(_DRAWS, np.inf), where=drawn_theirs > 0)
+    share_low, share_high = (None, None) if few else _interval(shares)
+    reached, comparable = np.isfinite(step), np.isfinite(step) and theirs > 0
     return Reach(
         step=step if reached else None, low=low, high=high,
-        share=step / theirs if reached else None, share_low=share_low, share_high=share_high,
-        flops_share=(step + curation_steps) / (theirs + baseline_curation_steps) if reached else None,
+        share=step / theirs if comparable else None, share_low=share_low, share_high=share_high,
+        flops_share=(step + curation_steps) / (theirs + baseline_curation_steps) if comparable else None,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -99,7 +100,8 @@ def _arm(config: RunConfig, name: str, ours: Sequence[Seeded], baseline: Sequenc
     return Arm(
         name=name,
         about=arms.describe(name, config.compare.arms[name]),
-        fields={field: str(value) for field, value in arms.arm_fields(config.compare, name).items()},
+        fields={field: value if isinstance(value, str) else json.dumps(value)
+                for field, value in arms.arm_fields(config.compare, name).items()},
         curve=Curve(steps=steps, sampled=[estimate(column) for column in sampled.T.tolist()],
                     greedy=[estimate(column) for column in greedy.T.tolist()]),
         groups={group: {value: estimate([one.groups[group][value] for one in ours]) for value in ours[0].groups[group]}

@@ -28,7 +28,7 @@ class Reach(_Plain):
     high: float | None
     """95% bootstrap interval over seeds; None: it does not end within the budget."""
     share: float | None
-    """Of the baseline's steps to the same target: below 1 is faster."""
+    """Of the baseline's steps to the same target: below 1 is faster. None: never, or the baseline needs no steps."""
     share_low: float | None
     share_high: float | None
     flops_share: float | None
@@ -91,7 +91,7 @@ class Arm(_Plain):
     name: str
     about: str
     fields: dict[str, str]
-    """what it changes in the config"""
+    """what it changes in the config, values as in YAML"""
     curve: Curve
     groups: dict[str, dict[str, Estimate]]
     """`level` and `subject`, where the held-out set has them: group → final sampled accuracy"""
