@@ -147,12 +147,14 @@ def _config(folder: Path, k: int) -> Any:
 
 
 def _inputs(folder: Path) -> Any:
+    from saerl_core.sae import SaeSpec
     from tasks.inputs import Inputs
 
     none = "0" * 64
     return Inputs(
         data=(folder / "none",), data_hash=none, evaluations={}, evaluation_hashes={}, model=folder, model_hash=none,
-        layers=12, d_model=512, sae=folder, sae_hash=none, architecture="topk", d_sae=WIDTH, layer=6, store=folder,
+        layers=12, d_model=512, sae=folder, encoder_hash=none,
+        encoder=SaeSpec("topk", d_in=512, d_sae=WIDTH, k=None, layer=6, heldout_fvu=None), layer=6, store=folder,
         policy=folder, policy_hash=none, verifier="exact-1", rewards=None, rewards_hash=None)
 
 

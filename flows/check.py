@@ -10,7 +10,7 @@ import polars as pl
 import torch
 from rich.filesize import decimal
 
-from saerl_core import backbone, disk, hygiene, models, prompts, sae, sae_registry, sources
+from saerl_core import backbone, controls, disk, encoders, hygiene, models, prompts, sae, sae_registry, sources
 from saerl_core.config import RunConfig, SourceConfig
 from saerl_core.errors import ConfigError
 from saerl_core.hygiene import EvaluationSet
@@ -97,7 +97,7 @@ def check_run(config: RunConfig) -> dict[str, Any]:
     usable = prompts.usable(table)
     check_batches(config, usable.height)
     sae_spec, model_spec, notes = _check_models(config)
-    notes += [*hygiene.summary(findings), *filter(None, [note])]
+    notes += [*controls.notes(config), *hygiene.summary(findings), *filter(None, [note])]
     _check_server(config)
     if config.data.heldout is None:
         notes.append("data.heldout is not set: this config can be curated, not run")
@@ -129,7 +129,10 @@ def show_check(found: dict[str, Any]) -> None:
         console.print(f"               {count} {reason}")
     layer = f"layer {found['sae']['layer']} of " if found["sae"] else ""
     shape = f"{layer}{reader['layers']} layers, width {reader['d_model']}" if reader else "not here"
-    of_sae = f"{found['sae']['architecture']} SAE of {found['sae']['d_sae']}" if found["sae"] else "SAE not here"
+    of_sae = "SAE not here"
+    if found["sae"]:
+        kind = found["sae"]["architecture"]
+        of_sae = f"{kind if kind in controls.ENCODERS else f'{kind} SAE'} of {found['sae']['d_sae']}"
     console.print(f"  [green]✓[/] reader     {shape}; {of_sae}")
     console.print(f"  [green]✓[/] verifier   {found['verifier']}")
     console.print(f"  [green]✓[/] verl       {found['verl']['verl']}, {found['verl']['engine']} engine")
@@ -149,14 +152,15 @@ def _read(config: RunConfig, source: SourceConfig, limit: int | None = None) -> 
 
 
 def _check_models(config: RunConfig) -> tuple[SaeSpec | None, ModelSpec | None, list[str]]:
-    """SAE against reader. What is named by hub id or registry and not downloaded yet is noted, not fetched."""
+    """SAE against reader; the SAE's shape is that of the control in its place, if there is one. What is named by hub id
+    or registry and not downloaded yet is noted, not fetched."""
     backbone.pick_device(config.features.device)
     notes = []
     sae_folder = sae_registry.find(config.features.sae, Path(config.base), config.root)
     if sae_folder is not None:
         sae_spec = sae.read_spec(sae_folder)
         if config.clusters.previous is not None:
-            find_previous(config, sae.sae_hash(sae_folder))
+            find_previous(config, encoders.encoder_hash(sae_folder, config.features))
     else:
         entry = sae_registry.look_up(config.features.sae)
         sae_spec = entry.spec
@@ -172,6 +176,8 @@ def _check_models(config: RunConfig) -> tuple[SaeSpec | None, ModelSpec | None, 
         spec = models.read_spec(reader)
         if sae_spec is not None:
             sae.choose_layer(sae_spec, spec, config.features.layer)
+    if sae_spec is not None:
+        sae_spec = encoders.encoder_spec(sae_spec, config.features)
     if policy is None:
         notes.append(f"policy.model {config.policy.model} is not on this machine yet; the run will download it")
     elif models.read_spec(policy).max_positions < config.policy.max_prompt_tokens + config.policy.max_response_tokens:
@@ -202,7 +208,7 @@ def _cost(config: RunConfig, usable: pl.DataFrame, sae_spec: SaeSpec | None,
         lengths = [len(models.render(tokenizer, chat, chat_template=config.features.chat_template)) for chat in sample]
     else:
         lengths = [sum(len(message["content"]) for message in chat) / models.CHARACTERS_PER_TOKEN for chat in sample]
-    copies = config.quality.count if config.quality.method != "none" else 0
+    copies = config.quality.count if config.quality.damages else 0
     tokens_each = sum(min(length, config.features.max_tokens) for length in lengths) / max(len(lengths), 1)
     tokens = round(tokens_each * (usable.height + copies))
     seconds = None

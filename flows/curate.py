@@ -83,7 +83,7 @@ def _curate(config: RunConfig) -> Curated:
 
     inputs = ran(fingerprint, config, size="data, reader, SAE, policy",
                  describe=lambda found: f"layer {found.layer} of {found.layers}")
-    previous = find_previous(config, inputs.sae_hash, inputs.model_hash, inputs.layer)
+    previous = find_previous(config, inputs.encoder_hash, inputs.model_hash, inputs.layer)
     table = ran(read, root, inputs.data, inputs.evaluations, inputs.policy, Path(config.base), config.data,
                 config.hygiene, config.policy, inputs.data_hash, inputs.evaluation_hashes, inputs.policy_hash,
                 inputs.verifier, size=inputs.data[0].name, describe=_usable_note)
@@ -109,7 +109,7 @@ def _curate(config: RunConfig) -> Curated:
                config.difficulty, size=prompts, describe=_why)
 
     damaged, damaged_features, damaged_now = None, None, 0
-    if config.quality.method != "none" and config.quality.labels == "corruptions":
+    if config.quality.damages:
         damaged = ran(corrupt, root, table, config.quality, config.data.instruction,
                       size=f"{min(config.quality.count, usable):,} copies")
         damaged_features, damaged_now = extracted(damaged, "extract damaged copies")

@@ -1,9 +1,10 @@
 """Diversity: spherical k-means over what the SAE sees, and cards that say what a cluster is.
 
-A prompt's row of means is square-rooted, weighted by inverse document frequency, hashed with signs into a few hundred
-dimensions (a count-sketch, which keeps inner products in expectation: Weinberger et al. 2009, arXiv 0902.2206) and
-scaled to length 1. There k-means runs, with cosine as its measure: trained on a sample where there are many prompts,
-in two levels where there are many clusters. Rows pass through in blocks, so that memory grows with the rows' own size.
+A prompt's row of means is square-rooted, weighted (by inverse document frequency, unless told otherwise), hashed with
+signs into a few hundred dimensions (a count-sketch, which keeps inner products in expectation: Weinberger et al. 2009,
+arXiv 0902.2206) and scaled to length 1. There k-means runs, with cosine as its measure: trained on a sample where there
+are many prompts, in two levels where there are many clusters. Rows pass through in blocks, so that memory grows with
+the rows' own size.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from saerl_core.kmeans import assign, fit
 VERSION = 2
 _CARD_FEATURES = 6
 _CARD_PROMPTS = 4
+_LEAST_VARIANCE = 1e-6
 _TRAINING_ROWS = 32_768
 _ROWS_PER_CENTROID = 256
 """k-means is trained on at most this many prompts: the larger of the two."""
@@ -42,7 +44,7 @@ class Codebook:
     centroids: np.ndarray
     """float32 [k, dims], unit length"""
     idf: np.ndarray
-    """float32 [d_sae], weights of the features"""
+    """float32 [d_sae], weights of the features (`clusters.weights`)"""
     sketch_seed: int
     """seed of the count-sketch"""
     sizes: np.ndarray
@@ -110,6 +112,28 @@ def inverse_document_frequency(rows: FeatureRows) -> np.ndarray:
     return np.log((1 + len(rows)) / (1 + document_frequency(rows))).astype(np.float32)
 
 
+def inverse_deviation(rows: FeatureRows) -> np.ndarray:
+    """float32 [d_sae]: 1 / standard deviation of the square roots of the means; 0 for a feature that hardly varies."""
+    mean, mean_square = np.zeros(rows.d_sae), np.zeros(rows.d_sae)
+    for _, block in blocks(rows):
+        mean += np.bincount(block.indices, np.sqrt(block.mean), minlength=rows.d_sae) / len(rows)
+        mean_square += np.bincount(block.indices, block.mean, minlength=rows.d_sae) / len(rows)
+    variance = mean_square - mean**2
+    varies = variance > _LEAST_VARIANCE * mean_square  # less is noise of the arithmetic
+    return np.divide(1, np.sqrt(variance, where=varies), out=np.zeros(rows.d_sae), where=varies).astype(np.float32)
+
+
+def feature_weights(rows: FeatureRows, config: ClustersConfig) -> np.ndarray:
+    """float32 [d_sae]: what each feature counts."""
+    match config.weights:
+        case "idf":
+            return inverse_document_frequency(rows)
+        case "deviation":
+            return inverse_deviation(rows)
+        case "none":
+            return np.ones(rows.d_sae, dtype=np.float32)
+
+
 def weighted(rows: FeatureRows, idf: np.ndarray) -> sp.csr_array:
     """float32 CSR [n, d_sae]: square roots of the means, times idf."""
     return sp.csr_array((np.sqrt(rows.mean) * idf[rows.indices], rows.indices, rows.indptr),
@@ -139,7 +163,7 @@ def cluster(rows: FeatureRows, config: ClustersConfig,
         config: Number of clusters, sketch width, k-means settings.
         progress: Called with (done, total) while k is chosen, which takes longer than the clustering.
     """
-    idf = inverse_document_frequency(rows) if config.idf else np.ones(rows.d_sae, dtype=np.float32)
+    idf = feature_weights(rows, config)
     most = config.max_k if config.k == "auto" else config.k
     sampled = _sample(len(rows), max(_TRAINING_ROWS, _ROWS_PER_CENTROID * most), config.seed)
     vectors = sketch(rows if sampled is None else take(rows, sampled), idf, config.dims, config.seed)

@@ -16,10 +16,11 @@ import torch
 from saerl_core import backbone as backbones
 from saerl_core.backbone import Backbone
 from saerl_core.config import FeaturesConfig
+from saerl_core.encoders import load_encoder
 from saerl_core.errors import ModelError
 from saerl_core.features import FeatureRows, concatenate, take
 from saerl_core.models import render, render_all
-from saerl_core.sae import Entries, Sae, load_sae
+from saerl_core.sae import Entries, Sae
 
 FVU_TOKENS = 16
 """Most tokens of a prompt on which the SAE's reconstruction is measured: enough for the health of a data set."""
@@ -30,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_reader(model: Path, sae: Path, layer: int, config: FeaturesConfig) -> tuple[Backbone, Sae]:
-    """Load the two halves of a reader: the truncated model and the SAE.
+    """Load the two halves of a reader: the truncated model and the SAE, or the control in its place.
 
     Raises:
         ModelError: either cannot be loaded.
@@ -38,7 +39,7 @@ def load_reader(model: Path, sae: Path, layer: int, config: FeaturesConfig) -> t
     device = backbones.pick_device(config.device)
     dtype = backbones.pick_dtype(config.dtype, device)
     backbone = backbones.load_backbone(model, layer, device, dtype, trust_remote_code=config.trust_remote_code)
-    return backbone, load_sae(sae, device, dtype)
+    return backbone, load_encoder(sae, config, device, dtype)
 
 
 def extraction_parameters(config: FeaturesConfig, layer: int) -> dict[str, object]:

@@ -217,7 +217,7 @@ def discard(segments: Iterable[Path]) -> None:
         segment.unlink(missing_ok=True)
 
 
-def store_name(model: str, sae: str, extraction: dict[str, object]) -> str:
-    """Folder name of the store for a model hash, an SAE hash and an extraction's parameters."""
+def store_name(model: str, encoder: str, extraction: dict[str, object]) -> str:
+    """Folder name of the store for a model hash, an encoder hash and an extraction's parameters."""
     digest = hash_value(json.loads(json.dumps({"version": VERSION, **extraction})))
-    return f"{model[:12]}-{sae[:12]}-{digest[:12]}"
+    return f"{model[:12]}-{encoder[:12]}-{digest[:12]}"

@@ -114,13 +114,14 @@ class Health:
     warnings: tuple[str, ...]
 
 
-def health(rows: FeatureRows, heldout_fvu: float | None = None) -> Health:
+def health(rows: FeatureRows, heldout_fvu: float | None = None, *, dense: bool = False) -> Health:
     """Health figures of a data set under an SAE, with a warning where the SAE looks collapsed, or the prompts far.
 
     Args:
         rows: The data set's features.
         heldout_fvu: What the SAE leaves unexplained of text like that which it was trained on, if it says so: one that
             leaves much is held to twice that.
+        dense: The features are not an SAE's but fire everywhere by their making, which is then no cause for a warning.
     """
     active = rows.active()
     document_frequency = np.bincount(rows.indices, minlength=rows.d_sae)
@@ -143,14 +144,14 @@ def health(rows: FeatureRows, heldout_fvu: float | None = None) -> Health:
         far_share=_round((fvu > fvu_limit).mean() if len(fvu) else 0.0),
         warnings=(),
     )
-    return replace(figures, warnings=tuple(_warnings(figures, int((active == 0).sum()))))
+    return replace(figures, warnings=tuple(_warnings(figures, int((active == 0).sum()), dense=dense)))
 
 
-def _warnings(figures: Health, empty: int) -> Iterator[str]:
+def _warnings(figures: Health, empty: int, *, dense: bool) -> Iterator[str]:
     if figures.firing_share < 0.02:
         yield (f"only {figures.firing_share:.1%} of the SAE's features ever fire: it looks collapsed, or was trained "
                "on another layer")
-    if figures.ubiquitous_share > 0.5:
+    if figures.ubiquitous_share > 0.5 and not dense:
         yield (f"{figures.ubiquitous_share:.0%} of the firing features fire on nearly every prompt: the SAE hardly "
                "tells these prompts apart")
     if figures.far_share > _FAR_SHARE:

@@ -11,6 +11,7 @@ label is doubtful, and nothing is learned from it.
 from __future__ import annotations
 
 import hashlib
+import random
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -67,6 +68,17 @@ def choose(keys: Sequence[str], clusters: np.ndarray, count: int, seed: int) -> 
         members = np.flatnonzero(clusters == number)
         chosen.append(members[np.argsort(lots[members], kind="stable")[:size]])
     return np.sort(np.concatenate(chosen)).astype(np.int64)
+
+
+def shuffled(found: pl.DataFrame, seed: int) -> pl.DataFrame:
+    """The same labels, permuted among the same prompts: a control, from which nothing can be learned.
+
+    Args:
+        found: A column `row`, which stays; all other columns move together.
+        seed: Seed of the permutation.
+    """
+    order = random.Random(f"shuffle/{seed}").sample(range(found.height), found.height)
+    return found.with_columns(found.select(pl.exclude("row"))[order])
 
 
 def judge(keys: Sequence[str], responses: Sequence[Sequence[str]], answers: Sequence[str],

@@ -11,13 +11,14 @@ of the answer (`suspicion`), which has a gate of its own.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 
 from saerl_core.config import QualityConfig
+from saerl_core.labels import draw
 from saerl_core.probes import Probe, auc, bootstrap_interval, fit_logistic, fit_mlp, fit_ridge
 
 VERSION = 3
@@ -72,12 +73,28 @@ def unused(config: QualityConfig, why: str) -> QualityReport:
     return QualityReport(config.method, config.labels, False, why, 0, 0, None, None, None, None, {}, None, [])
 
 
+def by_lot(keys: Sequence[str], config: QualityConfig) -> tuple[np.ndarray, QualityReport]:
+    """A control: scores that know nothing.
+
+    Args:
+        keys: n row keys. A prompt's score depends on its key and the seed alone.
+        config: `seed` and `drop_share`.
+
+    Returns:
+        float64 [n], uniform in [0, 1], and the report, which says so.
+    """
+    lots = [draw(f"quality/{key}", config.seed) for key in keys]  # not those by which prompts are chosen to be labelled
+    scores = np.array(lots, dtype=np.float64) / 2**64
+    why = f"a control, not a probe: scores are drawn by lot, and quality.drop_share ({config.drop_share}) of them go"
+    return scores, replace(unused(config, why), labels="none", used=True)
+
+
 def fit(examples: Examples, config: QualityConfig) -> tuple[Probe | None, QualityReport]:
     """Fit the probe on most groups, measure it on the rest.
 
     Args:
         examples: Known prompts, both classes among them.
-        config: Method and gate.
+        config: Method, gate, and whether what is known is permuted first.
 
     Returns:
         The probe that was measured (None where the gate is closed), and its report.
@@ -85,6 +102,9 @@ def fit(examples: Examples, config: QualityConfig) -> tuple[Probe | None, Qualit
     good, bad = int(examples.good.sum()), int((~examples.good).sum())
     if min(good, bad) < 10:
         return None, unused(config, f"{good} good and {bad} bad prompts are known: too few to learn from")
+    if config.shuffle_labels:
+        order = np.random.default_rng([config.seed, 1]).permutation(len(examples.good))
+        examples = replace(examples, good=examples.good[order], kind=examples.kind[order])
     groups = np.random.default_rng(config.seed).permutation(np.unique(examples.group))
     held_out_groups = np.sort(groups[: round(len(groups) * _HELD_OUT_SHARE)])
     held_out = np.isin(examples.group, held_out_groups)
@@ -133,26 +153,27 @@ def _fit(x: sp.csr_array, good: np.ndarray, config: QualityConfig) -> Probe:
             return fit_logistic(x, good)
 
 
-def low_quality(scores: np.ndarray, threshold: float, config: QualityConfig) -> tuple[np.ndarray, str]:
+def low_quality(scores: np.ndarray, threshold: float | None, config: QualityConfig) -> tuple[np.ndarray, str]:
     """Which prompts to drop, and a note where the cap on their share had to step in.
 
     Args:
         scores: float [n].
-        threshold: The report's.
+        threshold: The report's; of no account with `drop_share`.
         config: `drop_share` in place of the threshold, or `max_drop_share` as its cap.
 
     Returns:
         bool [n] and a note (empty where all is well).
     """
-    below = scores < threshold
     share = config.max_drop_share if config.drop_share is None else config.drop_share
     most = int(len(scores) * share)
-    if config.drop_share is None and below.sum() <= most:
-        return below, ""
-    worst = np.zeros_like(below)
+    worst = np.zeros(len(scores), dtype=bool)
     worst[np.argsort(scores, kind="stable")[:most]] = True
     if config.drop_share is not None:
         return worst, ""
+    assert threshold is not None
+    below = scores < threshold
+    if below.sum() <= most:
+        return below, ""
     return worst, (f"{int(below.sum())} prompts score below {threshold:.2f}; only the worst {most} are dropped "
                    f"(quality.max_drop_share = {config.max_drop_share}): does the probe fit this data set?")
 

@@ -51,6 +51,8 @@ class SaeSpec:
     heldout_fvu: float | None
     """Fraction of variance that it leaves unexplained of text like its training text, in the median document; None
     where the file does not say."""
+    l0: float | None = None
+    """Features that fire on a token, on average over text like its training text; None where the file does not say."""
 
 
 def read_spec(folder: Path) -> SaeSpec:
@@ -87,6 +89,7 @@ def parse_spec(config: dict[str, Any], where: str) -> SaeSpec:
             k=int(config["k"]) if config.get("k") else None,
             layer=_layer(hook),
             heldout_fvu=metadata.get("heldout_fvu"),
+            l0=float(metadata["l0"]) if metadata.get("l0") else None,
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{where}: not an SAE configuration: {type(error).__name__}: {error}") from error
@@ -166,19 +169,18 @@ def load_sae(folder: Path, device: torch.device, dtype: torch.dtype) -> Sae:
         raise ModelError(f"{folder}: a temporal SAE encodes whole sequences; SAERL reads token by token")
     sae = sae.to(device=device, dtype=dtype).eval().requires_grad_(False)
     plain = sae.cfg.normalize_activations in ("none", "expected_average_only_in")  # the latter is folded, or absent
-    chunk = max(1, _CHUNK_ELEMENTS // sae.cfg.d_sae)
     if isinstance(sae, TopKSAE) and plain:
         norm_S = sae.W_dec.norm(dim=-1) if sae.cfg.rescale_acts_by_decoder_norm else torch.ones_like(sae.b_enc)
-        fire = _top_k(*_encoder_matrix(sae, norm_S), sae.cfg.k)
+        fire = top_k(*_encoder_matrix(sae, norm_S), sae.cfg.k)
         decode = _decode(sae.W_dec / norm_S[:, None], sae.b_dec)
     elif isinstance(sae, StandardSAE | JumpReLUSAE) and plain:
         threshold_S = sae.threshold.clamp(min=0) if isinstance(sae, JumpReLUSAE) else torch.zeros_like(sae.b_enc)
         fire = _above(*_encoder_matrix(sae, torch.ones_like(sae.b_enc)), threshold_S)
         decode = _decode(sae.W_dec, sae.b_dec)
     else:
-        fire = _dense(sae.encode)
+        fire = dense(sae.encode)
         decode = _decode(sae.W_dec, sae.b_dec) if plain and isinstance(sae, GatedSAE) else None
-    return Sae(_in_chunks(fire, chunk), decode, sae.cfg.d_sae)
+    return Sae(in_chunks(fire, sae.cfg.d_sae), decode, sae.cfg.d_sae)
 
 
 def _encoder_matrix(sae: Any, scale_S: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -187,7 +189,9 @@ def _encoder_matrix(sae: Any, scale_S: torch.Tensor) -> tuple[torch.Tensor, torc
     return (sae.W_enc * scale_S).contiguous(), bias_S * scale_S
 
 
-def _top_k(W_DS: torch.Tensor, bias_S: torch.Tensor, k: int) -> Encode:
+def top_k(W_DS: torch.Tensor, bias_S: torch.Tensor, k: int) -> Encode:
+    """A TopK encoder: of a token's k largest pre-activations, those above 0."""
+
     def encode(h_TD: torch.Tensor) -> Entries:
         values_TK, features_TK = torch.addmm(bias_S, h_TD.to(W_DS.dtype), W_DS).topk(k, dim=-1, sorted=False)
         fires_TK = values_TK > 0
@@ -205,17 +209,20 @@ def _above(W_DS: torch.Tensor, bias_S: torch.Tensor, threshold_S: torch.Tensor) 
     return encode
 
 
-def _dense(dense: Callable[[torch.Tensor], torch.Tensor]) -> Encode:
+def dense(activations: Callable[[torch.Tensor], torch.Tensor]) -> Encode:
+    """An encoder from a function that gives dense activations h_TD → [T, S]."""
+
     def encode(h_TD: torch.Tensor) -> Entries:
-        acts_TS = dense(h_TD)
+        acts_TS = activations(h_TD)
         token_N, feature_N = acts_TS.nonzero(as_tuple=True)
         return acts_TS[token_N, feature_N].float(), token_N, feature_N
 
     return encode
 
 
-def _in_chunks(encode: Encode, chunk: int) -> Encode:
-    """The same entries, with never more than `chunk` tokens' dense activations in memory."""
+def in_chunks(encode: Encode, d_sae: int) -> Encode:
+    """The same entries, with never more than `_CHUNK_ELEMENTS` dense activations in memory."""
+    chunk = max(1, _CHUNK_ELEMENTS // d_sae)
 
     def chunked(h_TD: torch.Tensor) -> Entries:
         if len(h_TD) <= chunk:

@@ -48,13 +48,13 @@ def cluster(root: Path, features: ArtifactRef, config: ClustersConfig, previous:
         return artifact.seal(staged, "clusters", {"stage": "cluster", "k": len(found.codebook.centroids)})
 
 
-def find_previous(config: RunConfig, sae_hash: str, model_hash: str | None = None,
+def find_previous(config: RunConfig, encoder_hash: str, model_hash: str | None = None,
                   layer: int | None = None) -> ArtifactRef | None:
     """The codebook of `clusters.previous`; None where none is named.
 
     Args:
         config: Names the manifest.
-        sae_hash: Of this run's SAE, with which the manifest must have been made.
+        encoder_hash: Of this run's SAE, or of the control in its place, with which the manifest must have been made.
         model_hash: Of this run's reader, likewise; None where it is not known yet.
         layer: The layer that is read, likewise.
 
@@ -67,7 +67,9 @@ def find_previous(config: RunConfig, sae_hash: str, model_hash: str | None = Non
     folder = config.resolve(config.clusters.previous)
     header = verify_manifest(folder)
     made = header["inputs"]
-    for what, here, there in (("features.sae is not the SAE", sae_hash, made["sae"]["sha256"]),
+    for what, here, there in (("features.encoder is not the one", config.features.encoder,
+                               header["settings"]["features"].get("encoder", "sae")),
+                              ("features.sae is not the SAE", encoder_hash, made["sae"]["sha256"]),
                               ("features.model is not the reader", model_hash, made["model"]["sha256"]),
                               ("features.layer is not the layer", layer, made["model"]["layer"])):
         if here is not None and here != there:

@@ -9,10 +9,11 @@ from pathlib import Path
 import polars as pl
 from pydantic import BaseModel
 
-from saerl_core import artifact, disk, feature_store, features, locks, models, published, sae
+from saerl_core import artifact, disk, feature_store, features, locks, models, published
 from saerl_core.artifact import ArtifactRef
 from saerl_core.backbone import Backbone
 from saerl_core.config import FeaturesConfig
+from saerl_core.controls import RESIDUAL
 from saerl_core.extract import extract, load_reader
 from saerl_core.hashing import hash_value
 from saerl_core.sae import Sae
@@ -116,8 +117,8 @@ def gather(root: Path, inputs: Inputs, source: ArtifactRef, contents: list[str],
         rows = feature_store.gather(inputs.store, load_keys(source))
     with artifact.staging(root / "artifacts") as staged:
         feature_store.write_rows(staged / ROWS, rows)
-        heldout_fvu = sae.read_spec(inputs.sae).heldout_fvu
-        artifact.write_json(staged / "health.json", vars(features.health(rows, heldout_fvu)))
+        artifact.write_json(staged / "health.json", vars(features.health(
+            rows, inputs.encoder.heldout_fvu, dense=inputs.encoder.architecture == RESIDUAL)))
         return artifact.seal(staged, "features", {"stage": "gather", "store": store_hash, "rows": len(rows)})
 
 
@@ -179,5 +180,5 @@ def _check_disk(root: Path, inputs: Inputs, source: ArtifactRef, known: Containe
     chats = _messages(source.path).gather(list(missing.values())).to_list()
     characters = sum(len(message["content"]) for chat in chats for message in chat)
     tokens_each = characters / models.CHARACTERS_PER_TOKEN / max(len(chats), 1)
-    needed = 2 * disk.feature_bytes(len(chats), tokens_each, sae.read_spec(inputs.sae))
+    needed = 2 * disk.feature_bytes(len(chats), tokens_each, inputs.encoder)
     disk.require(root, needed, f"the features of {len(chats):,} prompts")

@@ -11,12 +11,13 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel, ConfigDict
 
-from saerl_core import models, sae, sae_registry, sources
+from saerl_core import encoders, models, sae, sae_registry, sources
 from saerl_core.config import RunConfig
 from saerl_core.extract import extraction_parameters
 from saerl_core.feature_store import store_name
 from saerl_core.rl import verifiers
 from saerl_core.rl.consumed import rewards_hash
+from saerl_core.sae import SaeSpec
 
 
 class Inputs(BaseModel):
@@ -34,9 +35,9 @@ class Inputs(BaseModel):
     layers: int
     d_model: int
     sae: Path
-    sae_hash: str
-    architecture: str
-    d_sae: int
+    encoder: SaeSpec
+    """shape of the SAE, or of the control in its place (`features.encoder`)"""
+    encoder_hash: str
     layer: int
     store: Path
     policy: Path
@@ -63,15 +64,15 @@ def resolve_inputs(config: RunConfig) -> Inputs:
     policy = models.fetch(config.policy.model, base)
     spec = models.read_spec(model)
     layer = sae.choose_layer(sae_spec, spec, config.features.layer)
-    model_hash, sae_hash = models.model_hash(model), sae.sae_hash(sae_folder)
+    model_hash, encoder_hash = models.model_hash(model), encoders.encoder_hash(sae_folder, config.features)
     rewards = config.resolve(config.difficulty.rewards) if config.difficulty.rewards else None
-    store = store_name(model_hash, sae_hash, extraction_parameters(config.features, layer))
+    store = store_name(model_hash, encoder_hash, extraction_parameters(config.features, layer))
     return Inputs(
         data=data, data_hash=sources.content_hash(data), evaluations=evaluations,
         evaluation_hashes={name: sources.content_hash(files) for name, files in evaluations.items()},
         model=model, model_hash=model_hash, layers=spec.layers, d_model=spec.d_model,
-        sae=sae_folder, sae_hash=sae_hash, architecture=sae_spec.architecture, d_sae=sae_spec.d_sae, layer=layer,
-        store=config.root / "features" / store, policy=policy,
+        sae=sae_folder, encoder=encoders.encoder_spec(sae_spec, config.features), encoder_hash=encoder_hash,
+        layer=layer, store=config.root / "features" / store, policy=policy,
         policy_hash=model_hash if policy == model else models.model_hash(policy),
         verifier=verifiers.load(config.policy, base).identity,
         rewards=rewards, rewards_hash=rewards_hash(rewards) if rewards else None,

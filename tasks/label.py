@@ -27,13 +27,12 @@ from tasks.progress import Progress
 from tasks.read import load_usable
 
 LABELS = "labels.parquet"
-TARGETS = {
+_TARGETS = {
     "rollouts": "measured pass rate",
     "server": "measured pass rate",
     "column": "pass rate given with the data",
     "level": "stand-in: 1 - mid-rank of the level",
 }
-"""What the column `pass_rate` holds, by `labels.source`."""
 _SCHEMA = {"row": pl.Int64, "pass_rate": pl.Float64, "samples": pl.Int64, "doubtful": pl.Boolean}
 _CHUNK_PROMPTS = 100
 """What an interruption can lose."""
@@ -58,6 +57,8 @@ def label(root: Path, table: ArtifactRef, clusters: ArtifactRef, policy_path: Pa
         rows = labels.choose(usable["key"].to_list(), cluster.load_labels(clusters), config.count, config.seed)
         found = _measured(usable[rows], rows, root / "labels", policy_path, policy_hash, verifiers.load(policy, base),
                           config, policy)
+    if config.shuffle:
+        found = labels.shuffled(found, config.seed)
     doubtful = int(found["doubtful"].sum())
     if found.height - doubtful < _FEWEST:
         raise DataError(f"labels.source is {config.source!r}: {found.height - doubtful} usable prompts have a label "
@@ -65,8 +66,14 @@ def label(root: Path, table: ArtifactRef, clusters: ArtifactRef, policy_path: Pa
     with artifact.staging(root / "artifacts") as staged:
         found.write_parquet(staged / LABELS)
         return artifact.seal(staged, "labels", {
-            "stage": "label", "source": config.source, "target": TARGETS[config.source], "count": found.height,
+            "stage": "label", "source": config.source, "target": target(config), "count": found.height,
             "doubtful": doubtful})
+
+
+def target(config: LabelsConfig) -> str | None:
+    """What the column `pass_rate` holds; None where nothing is labelled."""
+    held = _TARGETS.get(config.source)
+    return f"{held}, of another prompt drawn by lot" if held and config.shuffle else held
 
 
 def load_labels(ref: ArtifactRef) -> pl.DataFrame:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from saerl_core import coverage, hygiene, overlap, schedule
+from saerl_core import controls, coverage, hygiene, overlap, schedule
 from saerl_core import manifest as core
 from saerl_core.artifact import ArtifactRef
 from saerl_core.clusters import Codebook
@@ -25,7 +25,7 @@ from tasks import cluster
 from tasks.caching import stage
 from tasks.extract import load_rows
 from tasks.inputs import Inputs
-from tasks.label import TARGETS, load_labels
+from tasks.label import load_labels, target
 from tasks.progress import Progress
 from tasks.quality import load_suspicion
 from tasks.read import load_findings, load_table
@@ -50,7 +50,7 @@ def manifest(root: Path, inputs: Inputs, config: RunConfig, table: ArtifactRef, 
     if quality_report["used"]:
         bad, note = low_quality(good, quality_report["threshold"], config.quality)
     findings = load_findings(table)
-    notes = [*hygiene.summary(findings), *filter(None, [note])]
+    notes = [*controls.notes(config), *hygiene.summary(findings), *filter(None, [note])]
     suspected, suspicion_report = load_suspicion(suspects) if suspects is not None else ([], None)
     pass_rate, doubtful = _label_columns(labels, len(usable))
     refused = np.flatnonzero(doubtful & config.labels.drop_doubtful)
@@ -136,7 +136,8 @@ def provenance_of(config: RunConfig, inputs: Inputs) -> dict[str, Any]:
         "decontaminate": [{"sha256": sha256} for sha256 in hashes],
         "model": {"sha256": inputs.model_hash, "layers": inputs.layers, "d_model": inputs.d_model,
                   "layer": inputs.layer},
-        "sae": {"sha256": inputs.sae_hash, "architecture": inputs.architecture, "d_sae": inputs.d_sae},
+        "sae": {"sha256": inputs.encoder_hash, "architecture": inputs.encoder.architecture,
+                "d_sae": inputs.encoder.d_sae},
         "policy": {"sha256": inputs.policy_hash, "verifier": inputs.verifier},
         "rewards": {"sha256": inputs.rewards_hash} if inputs.rewards_hash else None,
     }
@@ -168,7 +169,7 @@ def _label_figures(config: RunConfig, pass_rate: np.ndarray, doubtful: np.ndarra
     source, known = config.labels.source, pass_rate[~np.isnan(pass_rate) & ~doubtful]
     return {
         "source": source,
-        "target": TARGETS.get(source),
+        "target": target(config.labels),
         "model": config.labels.server.model if source == "server" and config.labels.server else None,
         "count": len(known),
         "doubtful": int(doubtful.sum()),

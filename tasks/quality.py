@@ -48,6 +48,9 @@ def quality(root: Path, features: ArtifactRef, table: ArtifactRef, labels: Artif
     rows = load_rows(features)
     if config.method == "none":
         probe, report = None, core.unused(config, "quality.method is none: nothing is filtered")
+    elif config.method == "random":
+        scores, report = core.by_lot(load_usable(table)["key"].to_list(), config)
+        return seal_scores(root, "quality", scores, report.to_json(), None)
     elif damaged is not None and damaged_features is not None:
         made = pl.read_parquet(damaged.path / TABLE, columns=["row", "kind"])
         probe, report = core.fit(_pairs(rows, load_rows(damaged_features), made), config)

@@ -166,6 +166,7 @@ def train_sae(inputs: SaeInputs, config: RunConfig, identity: str, steps: int) -
             inputs.layer, staged, documents.heldout, features,
             progress=lambda done, total: progress(done, total, "documents measured"))
         trained.sae.cfg.metadata.heldout_fvu = heldout["document_fvu"]  # what prompts are held against
+        trained.sae.cfg.metadata.l0 = heldout["l0"]
         save_sae(trained.sae, staged)
         card = {
             "made_by": _MADE_BY, "architecture": training.architecture, "d_in": inputs.d_model, "d_sae": inputs.d_sae,

@@ -20,8 +20,10 @@ class ClustersConfig(Section):
     """The most clusters that `k: auto` considers; the fewest are 8."""
     dims: Count = 512
     """Width of the count-sketch in which k-means runs."""
-    idf: bool = True
-    """Weigh features by inverse document frequency: a common background tells prompts apart badly."""
+    weights: Literal["idf", "deviation", "none"] = "idf"
+    """What a feature counts. `idf`: inverse document frequency, for a common background tells prompts apart badly.
+    `deviation`: one over its standard deviation over the prompts, for features that fire everywhere
+    (`features.encoder: residual`), some of which are far larger than others. `none`: all count alike."""
     iterations: Count = 25
     """Upper bound on k-means iterations."""
     restarts: Count = 3
@@ -31,7 +33,8 @@ class ClustersConfig(Section):
     then divided in proportion to its size."""
     previous: Annotated[str | None, INCIDENTAL] = None
     """A manifest whose clusters are kept: prompts go to its centroids, and a cluster keeps its number from run to run.
-    It must have been made with the same reader and SAE; its sketch and idf are used in place of `dims` and `idf`."""
+    It must have been made with the same reader and SAE; its sketch and weights are used in place of `dims` and
+    `weights`."""
     refit: Literal["always", "on_drift", "never"] = "on_drift"
     """When to cluster anew although there is a `previous` manifest."""
     max_drift: Share = 0.1
@@ -101,8 +104,10 @@ class LabelsConfig(Section):
     drop_doubtful: bool = False
     """Leave out prompts whose label is doubtful: a pass rate of 0 that may be the grader's failure. Either way such a
     label teaches the difficulty proxy nothing."""
+    shuffle: bool = False
+    """A control: pass rates are permuted among the labelled prompts, so that nothing can be learned from them."""
     seed: int = 0
-    """Seed of the choice and of the sampling."""
+    """Seed of the choice, of the sampling, and of `shuffle`."""
 
 
 class DifficultyConfig(Section):
@@ -133,13 +138,16 @@ CorruptionKind = Literal["garbled_words", "garbled_letters", "truncated", "quest
 class QualityConfig(Section):
     """Quality: a probe that tells good prompts from bad ones, and a look at the answers."""
 
-    method: Literal["logistic", "ridge", "mlp", "none"] = "logistic"
-    """The probe on pooled features. `none`: keep everything."""
+    method: Literal["logistic", "ridge", "mlp", "random", "none"] = "logistic"
+    """The probe on pooled features. `random`: no probe, scores are drawn by lot, and `drop_share` says how many go: a
+    control, a filter of the same size that knows nothing. `none`: keep everything."""
     labels: Literal["corruptions", "column", "rollouts"] = "corruptions"
     """What is bad. `corruptions`: copies of your prompts, damaged on purpose. `column`: `data.columns.quality` below
     0.5. `rollouts`: labelled prompts that were never solved (bad ones, and hard ones)."""
     count: Annotated[int, Field(ge=40)] = 400
     """Prompts from which corrupted copies are made, one each."""
+    shuffle_labels: bool = False
+    """A control: good and bad are permuted among the known prompts, so that nothing can be learned from them."""
     corruptions: Annotated[tuple[CorruptionKind, ...], Field(min_length=1)] = (
         "garbled_words", "garbled_letters", "truncated", "question_removed", "numbers_removed",
     )
@@ -165,7 +173,7 @@ class QualityConfig(Section):
     answer_format: str = "{answer}"
     """How the policy would write an answer, for its likelihood: for example `#### {answer}`."""
     seed: int = 0
-    """Seed of the corruptions and of the split."""
+    """Seed of the corruptions, of the split, and of what is drawn by lot."""
 
     @field_validator("answer_format")
     @classmethod
@@ -173,6 +181,22 @@ class QualityConfig(Section):
         if text.count("{answer}") != 1:
             raise ValueError("must hold {answer} once")
         return text
+
+    @model_validator(mode="after")
+    def _lots_have_a_share(self) -> Self:
+        if self.method == "random" and self.drop_share is None:
+            raise ValueError("quality.method is 'random' but quality.drop_share is not set: say what share is dropped")
+        return self
+
+    @property
+    def fitted(self) -> bool:
+        """True where a probe is fitted."""
+        return self.method not in ("random", "none")
+
+    @property
+    def damages(self) -> bool:
+        """True where a probe is fitted on damaged copies."""
+        return self.fitted and self.labels == "corruptions"
 
 
 class CoverageConfig(Section):

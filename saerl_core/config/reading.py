@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from saerl_core.config.section import INCIDENTAL, Count, Place, Section, Share
+from saerl_core.config.section import INCIDENTAL, Count, Place, Section, Seed, Share
 
 
 class FeaturesConfig(Section):
@@ -17,6 +17,13 @@ class FeaturesConfig(Section):
     sae: Place
     """Folder of an SAE in sae-lens's format (`cfg.json`, `sae_weights.safetensors`), or `sae-lens:RELEASE/SAE_ID` from
     sae-lens's registry."""
+    encoder: Literal["sae", "random", "residual"] = "sae"
+    """What tells features in the residual stream. `sae`: the SAE. The others are controls, which show what the SAE is
+    worth, and take no more than its shape and layer from it. `random`: as many random directions, as many of which fire
+    on a token (64 where the SAE does not say how many). `residual`: the residual stream itself, the positive and the
+    negative part of each dimension; needs `clusters.weights: deviation`."""
+    encoder_seed: Seed = 0
+    """Seed of the random directions."""
     layer: Annotated[int, Field(ge=0)] | None = None
     """Read the residual stream after this layer (0-based). Default: the layer the SAE says it was trained on."""
     max_tokens: Count = 1024

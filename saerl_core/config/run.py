@@ -55,10 +55,10 @@ class RunConfig(Section):
         if self.difficulty.method == "level" and columns.level is None:
             raise ValueError("difficulty.method is 'level' but data.columns.level names none: name the column, or set "
                              "difficulty.method: ridge")
-        if self.quality.method != "none" and self.quality.labels == "column" and columns.quality is None:
+        if self.quality.fitted and self.quality.labels == "column" and columns.quality is None:
             raise ValueError("quality.labels is 'column' but data.columns.quality names none: name the column, or set "
                              "quality.labels: corruptions")
-        if self.quality.method != "none" and self.quality.labels == "rollouts" and self.labels.source == "none":
+        if self.quality.fitted and self.quality.labels == "rollouts" and self.labels.source == "none":
             raise ValueError("quality.labels is 'rollouts' but labels.source is 'none': nothing is labelled")
         return self
 
@@ -72,6 +72,19 @@ class RunConfig(Section):
                              "name the column, or set labels.source: rollouts")
         if self.labels.source == "server" and self.labels.server is None:
             raise ValueError("labels.source is 'server' but labels.server is not set: give its url and model")
+        return self
+
+    @model_validator(mode="after")
+    def _rarity_means_something(self) -> Self:
+        if self.features.encoder == "residual":
+            if self.clusters.weights == "idf":
+                raise ValueError("features.encoder is 'residual', whose features all fire everywhere, but "
+                                 "clusters.weights is 'idf', which weighs them by rarity: set clusters.weights: "
+                                 "deviation")
+            if self.hygiene.sae_similarity is not None:
+                raise ValueError("features.encoder is 'residual', whose features all fire everywhere, but "
+                                 f"hygiene.sae_similarity ({self.hygiene.sae_similarity}) weighs them by rarity: set "
+                                 "it to null")
         return self
 
     @model_validator(mode="after")

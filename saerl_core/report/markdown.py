@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from saerl_core.controls import ENCODERS
 from saerl_core.report import calibration, facts
 from saerl_core.report.markup import count, percent, plain
 
@@ -65,7 +66,9 @@ def _rows(header: Mapping[str, Any], curation: Curation) -> list[Row]:
              for decision in facts.decisions(header, curation)]
     rows += facts.findings(header)
     if health:
-        rows.append(("SAE", f"{percent(health['firing_share'])} of its features fire on these prompts"))
+        architecture = facts.part(header, "inputs", "sae").get("architecture")
+        rows.append((architecture if architecture in ENCODERS else "SAE",
+                     f"{percent(health['firing_share'])} of its features fire on these prompts"))
     if unexplained := health.get("fvu_quantiles"):
         rows.append(("variance that it misses", f"{percent(unexplained[2])} in the median prompt"))
     return rows

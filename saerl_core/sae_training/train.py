@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sae_lens import TrainingSAE
     from sae_lens.saes.sae import TrainStepOutput
 
-VERSION = 1
+VERSION = 2
 _CURVE_POINTS = 200
 _DEAD_WINDOW = 1000
 """Steps of silence after which a feature counts as dead; less in a short training."""

@@ -111,9 +111,9 @@ def build(
                 "levels": list(world.LEVELS),
                 "train_rows": TRAIN_ROWS,
                 "heldout_rows": HELDOUT_ROWS,
-                "wrong_key_share": data.WRONG_KEY_SHARE,
-                "garbled_share": data.GARBLED_SHARE,
-                "duplicate_share": data.DUPLICATE_SHARE,
+                "wrong_key_share": data.SHIPPED.wrong_key,
+                "garbled_share": data.SHIPPED.garbled,
+                "duplicate_share": data.SHIPPED.duplicate,
             },
             "lm": {
                 "parameters": sum(parameter.numel() for parameter in trained.model.parameters()),
@@ -150,6 +150,30 @@ def draw_data() -> tuple[list[world.Problem], list[world.Problem]]:
         _rng("pool"), data.count_distinct(TRAIN_ROWS), exclude={problem.text for problem in heldout}
     )
     return heldout, pool
+
+
+def draw_benchmark(seed: int, rows: int, heldout_rows: int,
+                   shares: data.Shares) -> tuple[list[data.Row], list[data.Row]]:
+    """Another training pool and held-out set of the same world, for experiments; the same arguments give the same rows.
+
+    No problem is in both, or in the shipped sets. Many of level 1 were in the shipped model's training, as a world of
+    some 30,000 such stories will have it; few longer ones were.
+
+    Args:
+        seed: Of everything that is drawn. The sets of two seeds share some short problems by chance.
+        rows: Size of the pool.
+        heldout_rows: Size of the held-out set: clean, every level equally often.
+        shares: How much is wrong with the pool.
+
+    Returns:
+        (pool, held-out set).
+    """
+    shipped = frozenset(problem.text for problems in draw_data() for problem in problems)
+    heldout = world.draw_distinct(_rng(f"benchmark/{seed}/heldout"), heldout_rows, exclude=shipped, balanced=True)
+    taken = {*shipped, *(problem.text for problem in heldout)}
+    pool = world.draw_distinct(_rng(f"benchmark/{seed}/pool"), data.count_distinct(rows, shares), exclude=taken)
+    return (data.make_pool(pool, rows, f"{_SEED}/benchmark/{seed}/defects", shares, exclude=taken),
+            data.make_clean_rows(heldout, "heldout"))
 
 
 def _check_free(out: Path) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Operation = Literal["+", "-", "*"]
@@ -46,6 +46,8 @@ class Topic:
     opening: str
     phrases: tuple[Phrase, ...]
     question: str
+    retold: str = ""
+    """another opening, for near-duplicates of stories in which nobody is named; neither model nor SAE has seen it"""
 
 
 @dataclass(frozen=True)
@@ -101,19 +103,19 @@ TOPICS: tuple[Topic, ...] = (
         Phrase("{x} get off.", "-", "+", 0.66),
         Phrase("{x} are told to leave.", "-", "+", 0.4),
         Phrase("{x} jump in.", "+", "-", 0.25),
-    ), "How many people now?"),
+    ), "How many people now?", "There are {start} people on a bus."),
     Topic("weather", "It is {start} degrees.", (
         Phrase("It warms by {x}.", "+", "-", 0.84),
         Phrase("It cools by {x}.", "-", "+", 0.76),
         Phrase("The sun puts {x} on.", "+", "-", 0.55),
         Phrase("A front takes {x} away.", "-", "+", 0.35),
-    ), "How warm is it now?"),
+    ), "How warm is it now?", "Today it is {start} degrees."),
     Topic("farm", "A farm keeps {start} hens.", (
         Phrase("{x} hatch.", "+", "-", 0.84),
         Phrase("{x} are sold.", "-", "+", 0.66),
         Phrase("A fox leaves {x} fewer.", "-", "+", 0.4),
         Phrase("The hens are now {x} times that.", "*", "+", 0.3),
-    ), "How many hens now?"),
+    ), "How many hens now?", "The farm keeps {start} hens."),
     Topic("book", "{name} is on page {start}.", (
         Phrase("{name} reads {x} pages.", "+", "-", 0.9),
         Phrase("{name} goes back {x} pages.", "-", "+", 0.66),
@@ -125,19 +127,19 @@ TOPICS: tuple[Topic, ...] = (
         Phrase("It drops {x}.", "-", "+", 0.84),
         Phrase("It is sent {x} above.", "+", "-", 0.6),
         Phrase("It is called {x} below.", "-", "+", 0.4),
-    ), "Which floor is it now?"),
+    ), "Which floor is it now?", "A lift is at floor {start}."),
     Topic("tank", "A tank holds {start} litres.", (
         Phrase("{x} are poured in.", "+", "-", 0.76),
         Phrase("{x} leak out.", "-", "+", 0.6),
         Phrase("It now holds {x} times that.", "*", "-", 0.4),
         Phrase("{x} dry up.", "-", "+", 0.3),
-    ), "How many litres now?"),
+    ), "How many litres now?", "The tank holds {start} litres."),
     Topic("score", "The score is {start}.", (
         Phrase("A goal gives {x}.", "+", "-", 0.9),
         Phrase("A foul costs {x}.", "-", "+", 0.76),
         Phrase("A bonus lifts it by {x}.", "+", "-", 0.65),
         Phrase("{x} are ruled out.", "-", "+", 0.3),
-    ), "What is the score now?"),
+    ), "What is the score now?", "The score is at {start}."),
     Topic("bakery", "{name} bakes {start} rolls.", (
         Phrase("{x} more are baked.", "+", "-", 0.84),
         Phrase("{x} are eaten.", "-", "+", 0.65),
@@ -166,13 +168,23 @@ def draw_problem(rng: random.Random, *, topic: str | None = None, level: int | N
         steps = tuple(Step(phrase, rng.randint(*_OPERANDS[phrase.operation])) for phrase in phrases)
         if _in_range(_values(start, steps, _right(steps))) and _in_range(_values(start, steps, _mistaken(steps))):
             break
-    name = rng.choice(_NAMES)
-    sentences = [
-        setting.opening.format(name=name, start=start),
+    return Problem(setting.name, start, steps, _tell(setting, setting.opening, rng.choice(_NAMES), start, steps))
+
+
+def retell(problem: Problem, rng: random.Random) -> Problem:
+    """The same start and steps in other words: of somebody else, or, where nobody is named, with another opening."""
+    setting = _TOPIC[problem.topic]
+    name = rng.choice([name for name in _NAMES if name not in problem.text])
+    text = _tell(setting, setting.retold or setting.opening, name, problem.start, problem.steps)
+    return replace(problem, text=text)
+
+
+def _tell(setting: Topic, opening: str, name: str, start: int, steps: tuple[Step, ...]) -> str:
+    return " ".join([
+        opening.format(name=name, start=start),
         *(step.phrase.text.format(name=name, x=step.operand) for step in steps),
         setting.question,
-    ]
-    return Problem(setting.name, start, steps, " ".join(sentences))
+    ])
 
 
 def draw_distinct(

@@ -56,7 +56,7 @@ def test_an_sae_is_trained_once_and_then_read_by_a_curation(
     assert contents(out) == before
 
     curated = curate(config)
-    assert curated.inputs.d_sae == 64
+    assert curated.inputs.encoder.d_sae == 64
     health = verify_manifest(curated.manifest.path)["health"]
     assert health["fvu_prompts"] == health["prompts"]
     assert health["fvu_limit"] == pytest.approx(2 * first["heldout"]["document_fvu"], abs=1e-5)

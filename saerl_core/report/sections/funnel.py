@@ -24,7 +24,7 @@ REASONS = {
     "too_long": "Longer than policy.max_prompt_tokens: the trainer would cut it.",
     "doubtful_label": "Never solved, and there is a sign that this is the grader's failure (labels.drop_doubtful).",
     "suspect_answer": "Its answer is among those that the policy finds least likely (quality.suspect_answers).",
-    "low_quality": "The quality probe scores it below quality.threshold. Worst first.",
+    "low_quality": "Its quality is among the lowest (quality.threshold or quality.drop_share). Worst first.",
     "too_easy": "Predicted easier than schedule.min_difficulty. Easiest first.",
     "too_hard": "Predicted harder than schedule.max_difficulty. Hardest first.",
     "not_selected": "Passed over by coverage selection: prompts like it are kept.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from saerl_core.controls import ENCODERS
 from saerl_core.report.facts import part
 from saerl_core.report.markup import count, percent, sentence, svg
 
@@ -18,8 +19,12 @@ def section(header: Mapping[str, Any]) -> dict[str, Any]:
         return {"words": "This manifest holds no health figures.", "warnings": [], "drawings": [], "facts": []}
     layer = f" after layer {model['layer']} of {model['layers']}" if {"layer", "layers"} <= set(model) else ""
     width = f" of {count(sae['d_sae'], 'feature')}" if "d_sae" in sae else ""
-    words = (f"The reader's residual stream{layer}, seen through an SAE{width}. A healthy SAE fires different features "
-             "on different prompts: few that fire everywhere, many that fire somewhere.")
+    if sae.get("architecture") in ENCODERS:
+        words = (f"The reader's residual stream{layer}, and in the SAE's place a control, a {sae['architecture']}"
+                 f"{width}. It reconstructs nothing, so there is no variance that it misses.")
+    else:
+        words = (f"The reader's residual stream{layer}, seen through an SAE{width}. A healthy SAE fires different "
+                 "features on different prompts: few that fire everywhere, many that fire somewhere.")
     histogram, unexplained = health.get("active_histogram"), health.get("fvu_quantiles")
     drawings = []
     if histogram:

@@ -27,7 +27,9 @@ def section(header: Mapping[str, Any], curation: Curation) -> dict[str, Any]:
     threshold = report.get("threshold") if used and share is None else None
     bad = _BAD.get(report.get("labels", "corruptions"), "bad ones")
     words = f"Whether a prompt is good, judged by a probe that learned to tell good prompts from {bad}. "
-    if not used:
+    if report.get("method") == "random":
+        words = sentence(report["why"])
+    elif not used:
         words += sentence(report.get("why") or "There is no such probe in this run: nothing is filtered")
     elif share is not None:
         words += f"The worst {percent(share, 0)} of the prompts are dropped."
