@@ -78,16 +78,6 @@ def trainings(config: RunConfig) -> Iterator[tuple[str, int]]:
     return ((name, seed) for seed in seeds for name in names if seed in seeds_of(comparison, name))
 
 
-def check_arms(config: RunConfig) -> None:
-    """Make the config of every arm with every seed, as the comparison will.
-
-    Raises:
-        ConfigError: one of them is not valid.
-    """
-    for name, seed in trainings(config):
-        arm_config(config, name, seed)
-
-
 @dataclass(frozen=True)
 class _Round:
     trained: Trained

@@ -51,25 +51,28 @@ def _walk(section: type[Section], prefix: str) -> Iterator[Field]:
         inner = _section(field.annotation)
         if prefix == "" and name == "base":
             continue  # set by the reader of the file
-        if inner is None or field.default is None:
+        if inner is None or field.default is None or get_origin(field.annotation) is dict:
             yield Field(prefix + name, _default(field), " ".join((field.description or "").split()))
         if inner is not None:
-            yield from _walk(inner, f"{prefix}{name}.")
+            yield from _walk(inner, f"{prefix}{name}." + ("NAME." if get_origin(field.annotation) is dict else ""))
 
 
 def _default(field: Any) -> str:
-    if field.default is PydanticUndefined:
+    default = field.get_default(call_default_factory=True)
+    if default is PydanticUndefined:
         return "required"
-    match field.default:
+    match default:
         case None:
             return "null"
         case bool():
-            return str(field.default).lower()
+            return str(default).lower()
         case tuple():
-            return f"[{', '.join(map(str, field.default))}]"
+            return f"[{', '.join(map(str, default))}]"
+        case dict():
+            return f"{{{', '.join(map(str, default))}}}"
         case str():
-            return field.default or '""'
-    return str(field.default)
+            return default or '""'
+    return str(default)
 
 
 def _section(annotation: Any) -> type[Section] | None:

@@ -35,9 +35,11 @@ BUILT_IN: dict[str, tuple[str, dict[str, Any]]] = {
             {**_UNLABELLED, "difficulty.method": "nll", "schedule.max_difficulty": 1.0}),
     "level": ("all, with the data set's own level for its difficulty",
               {**_UNLABELLED, "difficulty.method": "level", "schedule.max_difficulty": 1.0}),
-    "dense": ("all, on the residual stream itself in place of SAE features", {"features.encoder": "residual"}),
+    "dense": ("all, on the residual stream itself in place of SAE features",
+              {"features.encoder": "residual", "clusters.weights": "deviation", "hygiene.sae_similarity": None}),
     "random-projection": ("all, on a random dictionary in place of the SAE's", {"features.encoder": "random"}),
-    "shuffled-labels": ("all, with labels that belong to other prompts", {"labels.shuffle": True}),
+    "shuffled-labels": ("all, with labels that belong to other prompts",
+                        {"labels.shuffle": True, "quality.shuffle_labels": True}),
     "random-filter": ("all, but as many prompts are dropped by lot as the probe would drop",
                       {"quality.method": "random"}),
 }
@@ -89,7 +91,7 @@ def arm_config(config: RunConfig, name: str, seed: int, drop_share: float | None
         config: With a section `compare`; `schedule.steps` is the budget of every arm, and a pool that is smaller is
             gone through again.
         name: The arm.
-        seed: Takes the place of the seeds of clusters, labels, quality, schedule and training.
+        seed: Takes the place of the seeds of clusters, labels, quality, schedule and training, and of a random encoder.
         drop_share: What a random filter drops (`random_filter_of`).
 
     Raises:
@@ -105,6 +107,8 @@ def arm_config(config: RunConfig, name: str, seed: int, drop_share: float | None
         tree["quality"]["drop_share"] = drop_share
     for section in _SEEDED:
         tree[section]["seed"] = seed
+    if tree["features"]["encoder"] == "random":
+        tree["features"]["encoder_seed"] = seed
     tree["name"] = f"{config.name}-{name}-{seed}"[:64]
     tree["schedule"]["epochs"] = max(tree["schedule"]["epochs"], config.schedule.steps)
     tree["train"] |= {
@@ -115,6 +119,17 @@ def arm_config(config: RunConfig, name: str, seed: int, drop_share: float | None
         "test_first": True,
     }
     return build_config(tree, base=Path(config.base), where=f"compare.arms.{name}")
+
+
+def check_arms(config: RunConfig) -> None:
+    """Make the config of every arm with every seed, as the comparison will.
+
+    Raises:
+        ConfigError: see `arm_config`.
+    """
+    for name in config.compare.arms:
+        for seed in seeds_of(config.compare, name):
+            arm_config(config, name, seed, 0.0 if random_filter_of(config.compare, name) else None)
 
 
 def seeds_of(comparison: CompareConfig, name: str) -> tuple[int, ...]:
