@@ -47,7 +47,8 @@ def test_every_built_in_arm_is_a_valid_config_and_changes_only_what_it_says(name
 
 def test_a_seed_draws_everything_anew_and_evaluation_is_the_same_for_all() -> None:
     config = arm_config(make({"saerl": {}}, evaluation={"prompts": 70, "samples": 3}), "saerl", 5)
-    assert {config.clusters.seed, config.labels.seed, config.quality.seed, config.schedule.seed, config.train.seed} == {5}
+    drawn = (config.clusters, config.labels, config.quality, config.schedule, config.train)
+    assert {section.seed for section in drawn} == {5}
     assert config.evaluation.seed == 0
     assert (config.train.test_prompts, config.train.test_samples, config.train.test_every) == (70, 3, 10)
     assert config.train.test_greedy
