@@ -270,6 +270,8 @@ def job_environment(config: RunConfig, engine: Engine, run_dir: Path) -> dict[st
         "RAY_COLOR_PREFIX": "0",
         "PYTHONUNBUFFERED": "1",
         FOLDER_VARIABLE: str(Path(config.base).resolve()),
+        # All servers of Ray and verl listen on loopback only. Ray names this after the systems where it is the default.
+        **({"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"} if config.train.nodes == 1 else {}),
     }
     if engine == "gpu":
         return common
