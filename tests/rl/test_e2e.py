@@ -16,9 +16,10 @@ import torch
 from saerl_core.errors import ArtifactError
 from saerl_core.rl import process
 from saerl_core.rl.check import manifest_batches
+from saerl_core.rl.checkpoints import last_checkpoint
 from saerl_core.rl.consumed import answers_per_prompt, consumed_at, consumed_batches, observed_rewards
 from saerl_core.rl.job import VerlJob, build_job
-from saerl_core.rl.launch import last_checkpoint, run_job
+from saerl_core.rl.launch import run_job
 from saerl_core.rl.metrics import read_metrics
 from saerl_core.rl.rollouts import load_policy, sample_scores
 from saerl_core.rl.verl_side.saerl_verifier import is_correct

@@ -10,6 +10,7 @@ Selected by `trainer.v1.sampler.custom_sampler`; its settings come through `trai
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import defaultdict
 from pathlib import Path
@@ -46,13 +47,15 @@ class RecordingReplayBuffer(ReplayBuffer):
             row: Any = getattr(info, "data", info)
             rewards[int(row["index"]), str(row["id"]), str(row["key"])].append(float(scores.sum()))
         ordered = sorted(rewards)
-        record = {
+        record: dict[str, Any] = {
             "step": step,
             "ids": [prompt_id for _, prompt_id, _ in ordered],
             "keys": [key for _, _, key in ordered],
             "answers": [len(rewards[row]) for row in ordered],
             "rewards": [sum(rewards[row]) for row in ordered],
         }
+        text = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        record["sha256"] = hashlib.sha256(text.encode()).hexdigest()  # as `saerl_core.sealed` reads it
         self._consumed_dir.mkdir(parents=True, exist_ok=True)
         target = self._consumed_dir / f"step-{step:06d}.json"
         temporary = target.with_suffix(".tmp")
