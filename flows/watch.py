@@ -8,16 +8,17 @@ pause, and what follows within `HOLD_SECONDS` is told as one at the end of them.
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
 
 from flows.events import Kind, ServerError, emit
-from saerl_core import revisions, sae_registry
-from saerl_core.artifact import write_json
+from saerl_core import revisions, sae_registry, sealed
 from saerl_core.config import RunConfig
 from saerl_core.errors import DataError
 from saerl_core.revisions import Look
@@ -164,21 +165,44 @@ def state_file(config: RunConfig) -> Path:
 def read_state(path: Path, watched: list[Source]) -> dict[Source, Seen]:
     """What was told of each source; nothing, where the file is missing or damaged."""
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-        return {source: Seen(**entries.get(_key(source), {})) for source in watched}
-    except (OSError, ValueError, TypeError, AttributeError):
-        return {source: Seen() for source in watched}
+        kept = _State.model_validate(sealed.read(path)).sources
+    except FileNotFoundError:
+        kept = {}
+    except (OSError, ValueError) as error:  # pydantic's errors are among the latter
+        kept = {}
+        logger.warning("%s: %s; begun anew: a change while nobody watched is left to the next scheduled run", path,
+                       " ".join(str(error).split()))
+    return {source: Seen(**dict(kept.get(_key(source), ()))) for source in watched}
 
 
 def write_state(path: Path, seen: dict[Source, Seen]) -> None:
     """Keep it, if it differs from what is kept."""
-    entries = {_key(source): {"sha256": known.sha256, "look": known.look} for source, known in seen.items()}
+    sources = {_key(source): _Kept(sha256=known.sha256, look=known.look) for source, known in seen.items()}
+    state = _State(version=1, sources=sources).model_dump()
     try:
-        if json.loads(path.read_text(encoding="utf-8")) == entries:
+        if sealed.read(path) == state:
             return
     except (OSError, ValueError):
         logger.debug("%s is written anew", path)
-    write_json(path, entries)
+    sealed.write(path, state)
+
+
+class _Kept(BaseModel):
+    """What is kept of a source."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    sha256: str | None
+    look: Look | None
+
+
+class _State(BaseModel):
+    """The file in which it is kept."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: Literal[1]
+    sources: dict[str, _Kept]
 
 
 def _key(source: Source) -> str:

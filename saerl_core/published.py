@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
-from saerl_core.artifact import write_file
+from saerl_core import sealed
 from saerl_core.errors import ArtifactError
 
 FOLDER = "published"
@@ -23,6 +23,8 @@ RUNS_KEPT = 20
 
 class Run(BaseModel):
     """A flow run that ended with this result."""
+
+    model_config = ConfigDict(extra="forbid")
 
     flow_run_id: str
     name: str
@@ -34,6 +36,8 @@ class Run(BaseModel):
 
 class Record(BaseModel):
     """One manifest's or training run's record."""
+
+    model_config = ConfigDict(extra="forbid")
 
     made_of: list[str] = []
     """artifacts and feature segments, relative to the workspace"""
@@ -48,7 +52,7 @@ def read(workspace: Path, name: str) -> Record | None:
     """
     path = workspace / FOLDER / f"{name}.json"
     try:
-        return Record.model_validate_json(path.read_text(encoding="utf-8"))
+        return Record.model_validate(sealed.read(path))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:  # pydantic's errors are among the latter
@@ -70,7 +74,7 @@ def note(workspace: Path, name: str, made_of: Iterable[Path], run: Run) -> None:
     runs = [*(known for known in record.runs if known.flow_run_id != run.flow_run_id), run]
     runs = runs if len(runs) <= RUNS_KEPT else [runs[0], *runs[1 - RUNS_KEPT :]]
     changed = Record(made_of=sorted(parts), runs=runs)
-    write_file(workspace / FOLDER / f"{name}.json", (changed.model_dump_json(indent=1) + "\n").encode())
+    sealed.write(workspace / FOLDER / f"{name}.json", changed.model_dump())
 
 
 def replace(workspace: Path, merged: Mapping[Path, Path]) -> None:
@@ -81,4 +85,4 @@ def replace(workspace: Path, merged: Mapping[Path, Path]) -> None:
         record = read_or_none(workspace, path.stem)
         if record is not None and not renamed.keys().isdisjoint(record.made_of):
             record.made_of = sorted({renamed.get(part, part) for part in record.made_of})
-            write_file(path, (record.model_dump_json(indent=1) + "\n").encode())
+            sealed.write(path, record.model_dump())

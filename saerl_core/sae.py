@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 
-from saerl_core.errors import ConfigError, ModelError
+from saerl_core import sums
+from saerl_core.errors import ArtifactError, ConfigError, ModelError
 from saerl_core.hashing import hash_files
 from saerl_core.models import UNREADABLE, ModelSpec
 
@@ -139,7 +140,17 @@ def tidy(weights: Path, config: Path) -> None:
 
 
 def sae_hash(folder: Path) -> str:
-    """Content hash of an SAE: configuration and weights."""
+    """Content hash of an SAE: configuration and weights.
+
+    Raises:
+        ModelError: `saerl train-sae` wrote it, and it is not what was written.
+    """
+    if (folder / sums.NAME).exists():
+        try:
+            sums.check(folder, SAE_FILES)
+        except ArtifactError as error:
+            raise ModelError(f"{error}; `saerl train-sae` writes it again; if the change is yours, delete "
+                             f"{folder / sums.NAME}") from error
     return hash_files(folder, (folder / name for name in SAE_FILES))
 
 

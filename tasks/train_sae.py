@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from saerl_core import artifact, backbone, locations, models, sae_registry, sources
+from saerl_core import artifact, backbone, locations, models, sae_registry, sources, sums
 from saerl_core.artifact import ArtifactRef
 from saerl_core.config import RunConfig, SaeTrainingConfig, SourceConfig, content
 from saerl_core.errors import ConfigError
@@ -194,12 +194,13 @@ def _read(inputs: SaeInputs, config: RunConfig) -> list[Any]:
 def publish(made: ArtifactRef, out: Path) -> None:
     """Copy a trained SAE to the folder that `features.sae` names, in place of an older one."""
     names = (*SAE_FILES, CARD, CURVE, REPORT)
-    if all((out / name).is_file() and artifact.file_hash(out / name) == artifact.file_hash(made.path / name)
-           for name in names):
-        return
     with artifact.staging(out.parent) as staged, artifact.staging(out.parent) as older:
         for name in names:
             shutil.copyfile(made.path / name, staged / name)
+        sums.write(staged)
+        if all((out / name).is_file() and artifact.file_hash(out / name) == artifact.file_hash(staged / name)
+               for name in (*names, sums.NAME)):
+            return
         staged.chmod(0o755)
         if out.exists():
             out.rename(older / out.name)

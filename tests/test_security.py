@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 import yaml
@@ -27,12 +26,11 @@ from saerl_core.rl.rollouts import load_policy
 from saerl_core.sae import load_sae
 from saerl_core.sources import find_files
 from tests.conftest import ROOT, TOY
+from tests.outside import SECRETS, addresses_heard, holding_secrets
 from tests.rl.tiny import save_heldout, save_manifest, save_tiny_policy
 
 SOURCES = [path for folder in ("saerl_core", "tasks", "flows", "benchmarks")
            for path in sorted((ROOT / folder).rglob("*.py"))]
-SECRETS = {"SAERL_TEST_API_KEY": "planted-key-6b1f9c", "OPENAI_API_KEY": "planted-openai-77aa31",
-           "HF_TOKEN": "hf_planted0c55e2", "WANDB_API_KEY": "planted-wandb-9d20bb"}
 
 
 class Bomb:
@@ -178,17 +176,11 @@ def test_a_curation_listens_on_loopback_only(tmp_path: Path) -> None:
     run = case.start("curate", str(case.config))
     heard: set[str] = set()
     while run.poll() is None:
-        for process in case.processes():
-            try:
-                heard |= {socket.laddr.ip for socket in process.net_connections("inet")
-                          if socket.status == psutil.CONN_LISTEN}
-            except psutil.Error:
-                continue
+        heard |= addresses_heard(case.processes())
         time.sleep(0.2)
     run.communicate()
     assert run.returncode == 0, case.log.read_text()
-    assert heard <= {"127.0.0.1", "::1"}
-    assert heard
+    assert heard == {"127.0.0.1"}
 
 
 def test_no_secret_of_the_environment_is_written_down_by_a_curation(
@@ -200,8 +192,8 @@ def test_no_secret_of_the_environment_is_written_down_by_a_curation(
     case.environment |= SECRETS
     case.finish("curate", str(case.config))
     case.finish("check", str(case.config))
-    assert _holding(tmp_path) == []
-    assert _holding(tmp_path_factory.getbasetemp() / "server-home") == []
+    assert holding_secrets(tmp_path) == []
+    assert holding_secrets(tmp_path_factory.getbasetemp() / "server-home") == []
 
 
 def test_no_secret_of_the_environment_is_written_down_by_a_training(
@@ -225,15 +217,7 @@ def test_no_secret_of_the_environment_is_written_down_by_a_training(
     run_job(job)
     assert job.child_environment()["WANDB_API_KEY"] == SECRETS["WANDB_API_KEY"]  # the trainer does get it
     assert (job.run_dir / "job.json").exists()
-    assert _holding(tmp_path) == []
-
-
-def _holding(folder: Path) -> list[str]:
-    """Files below a folder that hold a planted secret."""
-    secrets = [value.encode() for value in SECRETS.values()]
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    assert files
-    return [str(path) for path in files if any(secret in path.read_bytes() for secret in secrets)]
+    assert holding_secrets(tmp_path) == []
 
 
 @pytest.mark.parametrize("name", ["../other", "a/b", "..", "/x", "a\\b", ".hidden", "A", ""])

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, Self
 
 import polars as pl
-from pydantic import BaseModel, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 
+from saerl_core import sealed
 from saerl_core.errors import ArtifactError
 from saerl_core.hashing import hash_files
 
@@ -80,6 +81,8 @@ def consumed_at(run_dir: Path, step: int) -> list[str] | None:
 class _Record(BaseModel):
     """One step, as `verl_side/saerl_replay.py` writes it."""
 
+    model_config = ConfigDict(extra="forbid")
+
     step: int
     ids: list[str]
     answers: list[int]
@@ -104,6 +107,6 @@ def _files(run_dir: Path) -> list[Path]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return _Record.model_validate_json(path.read_text(encoding="utf-8")).model_dump()
+        return _Record.model_validate(sealed.read(path)).model_dump()
     except (OSError, ValueError) as error:  # pydantic's errors are among the latter
         raise ArtifactError(f"{path}: not a record of consumed prompts: {' '.join(str(error).split())}") from error

@@ -7,7 +7,6 @@ word on everything else.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -16,9 +15,9 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from saerl_core import models
+from saerl_core import models, sealed, sums
 from saerl_core.config import RunConfig
-from saerl_core.errors import ConfigError, ModelError
+from saerl_core.errors import ArtifactError, ConfigError, ModelError
 from saerl_core.hashing import hash_file, hash_value
 from saerl_core.manifest import verify_manifest
 from saerl_core.rl import verifiers, verl_side
@@ -184,19 +183,24 @@ def _named_checkpoint(config: RunConfig, policy: Path, batch_size: int, steps: i
     """What `train.resume_from` names, if this job can go on from there.
 
     Raises:
-        ConfigError: it is no checkpoint, or of another batch size or model, or at or past the last step.
+        ConfigError: it is no checkpoint, damaged, of another batch size or model, or at or past the last step.
     """
     if config.train.resume_from is None:
         return None
     path = config.resolve(config.train.resume_from)
     try:
         step = int(path.name.removeprefix("global_step_"))
-        written = json.loads((path.parent.parent / JOB_FILE).read_text(encoding="utf-8"))
+        written = sealed.read(path.parent.parent / JOB_FILE)
         found = Checkpoint(path=path, step=step, manifest_id=written["manifest"], identity=written["identity"])
         then, now = models.read_spec(path / "actor" / "huggingface"), models.read_spec(policy)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, ModelError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ModelError) as error:
         raise ConfigError(f"train.resume_from: {path} is no checkpoint of a training run of SAERL's "
                           "(runs/NAME/checkpoints/global_step_N)") from error
+    if (path / sums.NAME).exists():
+        try:
+            sums.check(path)
+        except ArtifactError as error:
+            raise ConfigError(f"train.resume_from: {error}; name an earlier checkpoint") from error
     if written["batch_size"] != batch_size:
         raise ConfigError(f"train.resume_from: {path} was trained on batches of {written['batch_size']}, this manifest "
                           f"has batches of {batch_size}: its steps are not the same")
@@ -276,6 +280,9 @@ def job_environment(config: RunConfig, engine: Engine, run_dir: Path) -> dict[st
         "RAY_COLOR_PREFIX": "0",
         "PYTHONUNBUFFERED": "1",
         FOLDER_VARIABLE: str(Path(config.base).resolve()),
+        # Ray, and what asks it for an address, listen on loopback only. It names this after the systems where that is
+        # the default.
+        **({"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"} if config.train.nodes == 1 else {}),
     }
     if engine == "gpu":
         return common

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import secrets
 import shlex
-import shutil
 import subprocess
 import sys
 import time
@@ -23,21 +21,20 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from saerl_core.artifact import write_file
+from saerl_core import sealed
 from saerl_core.errors import ArtifactError, TrainError
-from saerl_core.rl import process
+from saerl_core.rl import checkpoints, process
 from saerl_core.rl.check import manifest_batches
+from saerl_core.rl.checkpoints import finished_checkpoint, last_checkpoint
 from saerl_core.rl.consumed import consumed_at
 from saerl_core.rl.job import AGENT_LOOPS, JOB_FILE, VERL_SIDE, VerlJob
 from saerl_core.rl.logs import telling_line
 from saerl_core.rl.metrics import HELDOUT, metric_files, parse_line
 from saerl_core.rl.overrides import key_of, spell
-from saerl_core.rl.validations import is_validated
 
 _POLL_SECONDS = 0.25
 _AGENT_LOOPS = "- {name: saerl_single_turn, _target_: saerl_agent_loop.single_turn}\n"
 _PY_EXECUTABLE = "ray_kwargs.ray_init.runtime_env.py_executable"
-_TRACKER = "latest_checkpointed_iteration.txt"
 
 
 @dataclass(frozen=True)
@@ -92,7 +89,8 @@ def run_job(job: VerlJob, on_progress: Callable[[TrainProgress], None] | None = 
     with _exclusively(job.run_dir):
         claim(job)
         process.reap(job.run_dir)
-        _adopt_checkpoint(job)
+        checkpoints.drop_damaged(job)
+        checkpoints.adopt(job)
         done = finished_checkpoint(job)
         if done is not None:
             return _result(job, done, started=False, resumed_from=job.steps, attempts=0, steps_run_now=0)
@@ -132,11 +130,9 @@ def claim(job: VerlJob) -> None:
     }
     if path.exists():
         try:
-            other = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise ArtifactError(f"{path}: unreadable; delete {job.run_dir} to train afresh") from error
-        if not isinstance(other, dict):
-            raise ArtifactError(f"{path}: unreadable; delete {job.run_dir} to train afresh")
+            other = sealed.read(path)
+        except (OSError, ValueError) as error:
+            raise ArtifactError(f"{path}: {error}; delete {job.run_dir} to train afresh") from error
         if other.get("manifest") != job.manifest_id:
             raise ArtifactError(f"{job.run_dir} belongs to manifest {other.get('manifest')}, not to {job.manifest_id}: "
                                 "training would resume on other data; use another folder, delete this one, or name its "
@@ -147,35 +143,7 @@ def claim(job: VerlJob) -> None:
         return
     if job.checkpoints.exists():
         raise ArtifactError(f"{job.checkpoints}: checkpoints of an unknown job; use another folder, or delete this one")
-    write_file(path, (json.dumps(own, indent=1) + "\n").encode())
-
-
-def _adopt_checkpoint(job: VerlJob) -> None:
-    """Begin with the checkpoint that `train.resume_from` names, unless there is a later one of this job's own."""
-    if job.resume_from is None or last_checkpoint(job) is not None:
-        return
-    target = job.checkpoints / job.resume_from.path.name
-    shutil.rmtree(job.checkpoints, ignore_errors=True)  # what an interrupted copy left
-    shutil.copytree(job.resume_from.path, target)
-    (job.checkpoints / _TRACKER).write_text(str(job.resume_from.step), encoding="utf-8")  # complete only with this
-
-
-def last_checkpoint(job: VerlJob) -> int | None:
-    """Step of the last complete checkpoint. verl names it in a file once it is written."""
-    try:
-        step = int((job.checkpoints / _TRACKER).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return step if (job.checkpoints / f"global_step_{step}").is_dir() else None
-
-
-def finished_checkpoint(job: VerlJob) -> Path | None:
-    """The trained policy's folder, if the job has reached its last step, and validated it if it must."""
-    if last_checkpoint(job) != job.steps or (job.must_validate and not is_validated(job.run_dir, job.steps)):
-        return None
-    folder = job.checkpoints / f"global_step_{job.steps}" / "actor" / "huggingface"
-    complete = (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
-    return folder if complete else None
+    sealed.write(path, own)
 
 
 def _run_once(
@@ -185,7 +153,7 @@ def _run_once(
     on_progress: Callable[[TrainProgress], None] | None,
 ) -> int:
     """One attempt, from start to the end of its last process. Returns the exit code."""
-    _drop_stale_checkpoints(job)
+    checkpoints.drop_stale(job)
     (job.run_dir / AGENT_LOOPS).write_text(_AGENT_LOOPS, encoding="utf-8")
     job.metrics.mkdir(exist_ok=True)
     metrics = job.metrics / f"attempt-{len(metric_files(job.metrics)) + 1:04d}.jsonl"
@@ -210,6 +178,7 @@ def _run_once(
             if row["reward_mean"] is not None:  # else a validation before the first step of this attempt
                 _check_consumed(job, step, expected)
                 steps_seen.add(step)
+            checkpoints.note_hashes(job)
             if on_progress is not None:
                 on_progress(_progress(row, job.steps))
             if step == job.steps and _may_end_early(job) and finished_checkpoint(job) is not None:
@@ -262,14 +231,6 @@ def _few(ids: list[str] | None) -> str:
 def _may_end_early(job: VerlJob) -> bool:
     """Not where a logger of the user's choice may still have to send its data."""
     return job.engine == "cpu" and sum(key_of(override) == "trainer.logger" for override in job.overrides) == 1
-
-
-def _drop_stale_checkpoints(job: VerlJob) -> None:
-    """Remove all but the last complete checkpoint: verl forgets what an earlier process of its wrote."""
-    keep = last_checkpoint(job)
-    for folder in job.checkpoints.glob("global_step_*"):
-        if folder.name != f"global_step_{keep}":
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _progress(row: dict[str, Any], steps: int) -> TrainProgress:

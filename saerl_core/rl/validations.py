@@ -9,8 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import polars as pl
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict
 
+from saerl_core import sealed
 from saerl_core.config import TrainConfig
 from saerl_core.errors import ArtifactError
 
@@ -40,8 +41,12 @@ def validated_steps(config: TrainConfig, steps: int) -> list[int]:
 
 
 def is_validated(run_dir: Path, step: int) -> bool:
-    """Whether a validation after this step has been written down."""
-    return _path(run_dir, step).is_file()
+    """Whether a validation after this step has been written down, and can be read."""
+    try:
+        read_validation(run_dir, step)
+    except ArtifactError:
+        return False
+    return True
 
 
 def read_validation(run_dir: Path, step: int) -> pl.DataFrame:
@@ -56,17 +61,21 @@ def read_validation(run_dir: Path, step: int) -> pl.DataFrame:
     """
     path = _path(run_dir, step)
     try:
-        record = _Record.model_validate_json(path.read_text(encoding="utf-8"))
+        record = _Record.model_validate(sealed.read(path))
         return pl.DataFrame({"step": [step] * len(record.ids), "id": record.ids, "greedy": record.greedy,
                              "reward": record.rewards}, schema=ANSWERS)
     except FileNotFoundError as error:
-        raise ArtifactError(f"{path}: missing: the training did not validate after step {step}") from error
-    except (OSError, ValidationError, ValueError, pl.exceptions.PolarsError) as error:
-        raise ArtifactError(f"{path}: not a record of a validation: {' '.join(str(error).split())}") from error
+        raise ArtifactError(f"{path}: missing: the training did not validate after step {step}; delete {run_dir} to "
+                            "train anew") from error
+    except (OSError, ValueError, pl.exceptions.PolarsError) as error:  # pydantic's errors are among the second
+        raise ArtifactError(f"{path}: not a record of a validation: {' '.join(str(error).split())}; delete {run_dir} "
+                            "to train anew") from error
 
 
 class _Record(BaseModel):
     """One validation, as `verl_side/saerl_replay.py` writes it."""
+
+    model_config = ConfigDict(extra="forbid")
 
     step: int
     ids: list[str]

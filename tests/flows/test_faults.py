@@ -22,6 +22,7 @@ from flows.curate import Curated, curate
 from saerl_core import artifact
 from saerl_core.config import RunConfig
 from saerl_core.manifest import verify_manifest
+from tests.damage import cut, flip
 from tests.flows.conftest import Run, make_config, write_config
 
 MOMENTS = 6
@@ -59,20 +60,6 @@ def night(tmp_path_factory: pytest.TempPathFactory, prefect_server: None) -> tup
     config = make_config(folder, rows=80, quality={"count": 40, "suspect_answers": True},
                          difficulty={"method": "ridge"})
     return config, curate(config)
-
-
-def flip(path: Path) -> None:
-    """Change one bit in the middle of a file, and nothing that `stat` shows."""
-    status, content = path.stat(), bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-
-
-def cut(path: Path) -> None:
-    """Lose the second half of a file, as after a power cut."""
-    content = path.read_bytes()
-    path.write_bytes(content[: len(content) // 2])
 
 
 def again(config: RunConfig, before: Curated) -> Curated:

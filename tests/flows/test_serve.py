@@ -19,6 +19,7 @@ from benchmarks.served import until
 from flows import serve
 from saerl_core.errors import ConfigError
 from tests.flows.conftest import make_config, toy_rows, write_rows
+from tests.outside import addresses_heard
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -85,10 +86,7 @@ def test_serve_listens_on_loopback_runs_deployments_revives_them_and_leaves_noth
     root = address(process)
     members = family(process)
     assert {part for child in members for part in child.cmdline()} >= {"server", "worker", "watch"}
-    listening = [connection.laddr.ip for child in members for connection in child.net_connections("inet")
-                 if connection.status == psutil.CONN_LISTEN]
-    assert listening
-    assert set(listening) == {"127.0.0.1"}
+    assert addresses_heard(members) == {"127.0.0.1"}
 
     second = start(tmp_path, "serve", str(config))
     assert "running for this workspace already" in second.communicate(timeout=120)[1]
@@ -98,6 +96,8 @@ def test_serve_listens_on_loopback_runs_deployments_revives_them_and_leaves_noth
         run = api.create_flow_run_from_deployment(api.read_deployment_by_name("curate/served").id)
         until(lambda: has_features(tmp_path, process), 300)
     members = family(process)
+    assert any("prefect.flow_engine" in member.cmdline() for member in members)
+    assert addresses_heard(members) == {"127.0.0.1"}  # the curation's, too
     process.kill()
     process.wait()
     assert psutil.wait_procs(members, timeout=30)[1] == []

@@ -35,7 +35,8 @@ def test_an_sae_is_trained_once_and_then_read_by_a_curation(
     assert first["trained_now"]
     out = tmp_path / "mine" / "sae"
     assert Path(first["sae"]) == out
-    assert set(contents(out)) == {"cfg.json", "sae_weights.safetensors", "card.json", "curve.json", "report.html"}
+    assert set(contents(out)) == {"cfg.json", "sae_weights.safetensors", "card.json", "curve.json", "report.html",
+                                  "SHA256SUMS"}
     assert {path.stat().st_mode & 0o777 for path in out.iterdir()} == {0o644}
     assert sae.read_spec(out).layer == 2  # the middle one
     assert first["heldout"]["explained_variance"] > 0.5

@@ -65,7 +65,9 @@ def _save(checkpoints: Path, tracker: Path, step: int) -> None:
     folder = checkpoints / f"global_step_{step}" / "actor" / "huggingface"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
-    (folder / "model.safetensors").touch()
+    (folder / "model.safetensors").write_text(f"policy at step {step}")
+    (folder.parent / "optim.pt").write_text("moments")
+    (folder.parent.parent / "data.pt").write_text("place in the data")
     tracker.write_text(str(step))
 
 

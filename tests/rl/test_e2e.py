@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import textwrap
 import time
@@ -13,14 +14,17 @@ import pytest
 import torch
 
 from saerl_core.errors import ArtifactError
+from saerl_core.rl import process
 from saerl_core.rl.check import manifest_batches
+from saerl_core.rl.checkpoints import last_checkpoint
 from saerl_core.rl.consumed import answers_per_prompt, consumed_at, consumed_batches, observed_rewards
 from saerl_core.rl.job import VerlJob, build_job
-from saerl_core.rl.launch import last_checkpoint, run_job
+from saerl_core.rl.launch import run_job
 from saerl_core.rl.metrics import read_metrics
 from saerl_core.rl.rollouts import load_policy, sample_scores
 from saerl_core.rl.validations import read_validation, validated_steps, validation_rows
 from saerl_core.rl.verl_side.saerl_verifier import is_correct
+from tests.outside import SECRETS, addresses_heard, holding_secrets
 from tests.rl.conftest import MakeConfig
 from tests.rl.tiny import save_manifest, save_tiny_policy, warm_up
 
@@ -42,8 +46,11 @@ def policy_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_job_survives_being_killed_and_follows_its_manifest_throughout(
-    make_config: MakeConfig, manifest_dir: Path, heldout_parquet: Path, policy_dir: Path, tmp_path: Path
+    make_config: MakeConfig, manifest_dir: Path, heldout_parquet: Path, policy_dir: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
     config = make_config({"test_first": True, "test_samples": 2, "test_greedy": True}, {"model": str(policy_dir)})
     answered = tmp_path / "validation.parquet"
     validation_rows(pl.read_parquet(heldout_parquet), config.train).write_parquet(answered)
@@ -54,6 +61,12 @@ def test_a_job_survives_being_killed_and_follows_its_manifest_throughout(
     orphans = _processes_of(job)
     assert orphans, "verl should have outlived its launcher"
     assert at >= 2
+
+    # Nobody but this machine can talk to what is left of it, and Ray has written no secret down either.
+    record = json.loads((job.run_dir / process.RECORD).read_text())
+    members = process.members(job.run_dir, process.ProcessRecord(**record))
+    assert addresses_heard(members) == {"127.0.0.1"}
+    assert holding_secrets(Path(record["ray_dir"])) == []
 
     # The next run ends the orphans, resumes, and finishes.
     result = run_job(job)
@@ -116,6 +129,7 @@ def test_a_job_survives_being_killed_and_follows_its_manifest_throughout(
     with pytest.raises(ArtifactError, match="belongs to manifest"):
         run_job(build_job(config, other, heldout_parquet, job.run_dir))
     assert _processes_of(job) == []
+    assert holding_secrets(job.run_dir) == []
 
 
 def _kill_in_mid_run(job: VerlJob, folder: Path) -> int:

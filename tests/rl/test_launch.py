@@ -13,12 +13,14 @@ from typing import Any
 import psutil
 import pytest
 
+from saerl_core import sums
 from saerl_core.errors import ArtifactError, ConfigError, TrainError
 from saerl_core.rl import process
 from saerl_core.rl.consumed import answers_per_prompt, consumed_batches
 from saerl_core.rl.job import VerlJob, build_job
 from saerl_core.rl.launch import TrainProgress, run_job
 from saerl_core.rl.metrics import read_metrics
+from tests.damage import cut, flip
 from tests.rl import stub_trainer
 from tests.rl.conftest import MakeConfig
 from tests.rl.tiny import save_manifest
@@ -112,6 +114,7 @@ def test_a_checkpoint_of_another_manifest_is_gone_on_from_when_it_is_named(
         run_job(_ordered(job, STUB_DIE_AT="4", STUB_DIE_ALWAYS="1"))
     named = job.checkpoints / "global_step_2"
     shutil.copytree(tiny_policy_dir, named / "actor" / "huggingface", dirs_exist_ok=True)
+    sums.write(named)
     manifest = save_manifest(tmp_path / "manifests", batch_size=4, batches=6, seed=9)
     other = _stubbed(build_job(make_config(train={"resume_from": str(named)}), manifest, None, tmp_path / "other"),
                      tmp_path)
@@ -169,6 +172,56 @@ def test_a_half_written_checkpoint_is_dropped(job: VerlJob) -> None:
     result = run_job(job)
     assert result.resumed_from == 2
     assert (job.checkpoints / "global_step_4" / "actor" / "huggingface" / "config.json").exists()
+
+
+DAMAGES = {"flipped": flip, "cut short": cut}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("file", ["actor/huggingface/model.safetensors", "actor/optim.pt", "data.pt", "SHA256SUMS"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(job: VerlJob, file: str, damage: str) -> None:
+    with pytest.raises(TrainError):
+        run_job(_ordered(job.model_copy(update={"retries": 0}), STUB_DIE_AT="5"))
+    DAMAGES[damage](job.checkpoints / "global_step_4" / file)
+    result = run_job(job)
+    assert (result.resumed_from, result.steps_run_now) == (2, 4)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_policy_of_a_finished_job_is_trained_again(job: VerlJob, damage: str) -> None:
+    trained = run_job(job).checkpoint / "model.safetensors"
+    before = trained.read_bytes()
+    DAMAGES[damage](trained)
+    again = run_job(job)
+    assert (again.started, again.resumed_from, trained.read_bytes()) == (True, 4, before)
+
+
+@pytest.mark.parametrize("text", ["", "5", "2", "x", "-1"])
+def test_a_damaged_note_of_the_last_checkpoint_loses_nothing(job: VerlJob, text: str) -> None:
+    with pytest.raises(TrainError):
+        run_job(_ordered(job, STUB_DIE_AT="5", STUB_DIE_ALWAYS="1"))
+    (job.checkpoints / "latest_checkpointed_iteration.txt").write_text(text)
+    assert run_job(job).resumed_from == 4
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_named_checkpoint_that_is_damaged_is_refused_in_one_line(
+    job: VerlJob, make_config: MakeConfig, manifest_dir: Path, tmp_path: Path, damage: str
+) -> None:
+    with pytest.raises(TrainError):
+        run_job(_ordered(job, STUB_DIE_AT="5", STUB_DIE_ALWAYS="1"))
+    named = job.checkpoints / "global_step_4"
+    DAMAGES[damage](named / "actor" / "huggingface" / "config.json")
+    with pytest.raises(ConfigError, match=r"train\.resume_from: .*"):
+        build_job(make_config(train={"resume_from": str(named)}), manifest_dir, None, tmp_path / "other")
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_description_of_a_job_is_refused_in_one_line(job: VerlJob, damage: str) -> None:
+    run_job(job)
+    DAMAGES[damage](job.run_dir / "job.json")
+    with pytest.raises(ArtifactError, match=r"job\.json: .*; delete .* to train afresh"):
+        run_job(job)
 
 
 def test_what_the_callback_raises_ends_the_job(job: VerlJob) -> None:

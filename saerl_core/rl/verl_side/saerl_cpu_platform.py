@@ -137,12 +137,20 @@ class CpuPlatform(PlatformBase):
         return None
 
 
-def _accept_repeated_backend() -> None:
-    """verl asks for "cpu:gloo,<device>:<backend>", which torch refuses when both name the CPU."""
+def _join_without_rendezvous() -> None:
+    """Let the one worker of this engine form its process group by itself.
+
+    torch's rendezvous would listen on every interface of the machine. And verl asks for "cpu:gloo,<device>:<backend>",
+    which torch refuses when both name the CPU.
+    """
     original = torch.distributed.init_process_group
 
     def init_process_group(backend: str | None = None, *args: Any, **kwargs: Any) -> Any:
-        return original("cpu:gloo" if backend == "cpu:gloo,cpu:gloo" else backend, *args, **kwargs)
+        if backend == "cpu:gloo,cpu:gloo":
+            backend = "cpu:gloo"
+        if kwargs.get("world_size") == 1 and kwargs.get("init_method") is None:
+            kwargs["store"] = torch.distributed.HashStore()
+        return original(backend, *args, **kwargs)
 
     torch.distributed.init_process_group = init_process_group
 
@@ -153,6 +161,6 @@ def _load_replica() -> Any:
     return CpuRolloutReplica
 
 
-_accept_repeated_backend()
+_join_without_rendezvous()
 RolloutReplicaRegistry.register(ROLLOUT, _load_replica)
 rollout_base._ROLLOUT_REGISTRY[ROLLOUT, "async"] = "saerl_cpu_rollout.CpuWeightSender"

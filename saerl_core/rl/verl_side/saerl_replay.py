@@ -12,6 +12,7 @@ Selected by `trainer.v1.sampler.custom_sampler`; its settings come through `trai
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import defaultdict
 from pathlib import Path
@@ -80,5 +81,8 @@ def _write(folder: Path, step: int, record: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step-{step:06d}.json"
     temporary = target.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"step": step, **record}), encoding="utf-8")
+    record = {"step": step, **record}
+    text = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    record["sha256"] = hashlib.sha256(text.encode()).hexdigest()  # as `saerl_core.sealed` reads it
+    temporary.write_text(json.dumps(record), encoding="utf-8")
     temporary.replace(target)
