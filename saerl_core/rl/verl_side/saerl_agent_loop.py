@@ -13,6 +13,8 @@ from typing import Any
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
 
+SINGLE_TURN = "saerl_single_turn"
+"""Its name in verl's configuration."""
 _loop: tuple[Any, SingleTurnAgentLoop] | None = None  # the client it asks for answers, and the loop
 
 
