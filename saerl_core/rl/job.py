@@ -290,12 +290,17 @@ def job_environment(config: RunConfig, engine: Engine, run_dir: Path) -> dict[st
         "VERL_PLATFORM": "cpu",
         "VERL_ENGINE_DEVICE": "cuda",  # selects the FSDP engine
         "VERL_USE_EXTERNAL_MODULES": "saerl_cpu_platform",
-        "OMP_NUM_THREADS": str(os.cpu_count() or 1),
+        "OMP_NUM_THREADS": str(_usable_cores()),
         "OMP_WAIT_POLICY": "passive",  # processes take turns on the same cores: spinning threads would starve them
         "RAY_enable_worker_prestart": "0",  # prestarted workers lack verl's runtime environment and are never used
         "RAY_worker_niceness": "0",  # Ray's default, 15, starves the job as soon as anything else runs
         "TQ_NUM_THREADS": "1",
     }
+
+
+def _usable_cores() -> int:
+    """Those that this process may run on, where the system says so; threads beyond them only wait for each other."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _order_settings(train_parquet: Path, batch_size: int, steps: int) -> dict[str, Any]:
@@ -428,8 +433,8 @@ def _cpu_settings(config: RunConfig) -> dict[str, Any]:
         # (`ppo_kl` then measures that they agree.) Entropy comes with that pass, so it is asked for in the update.
         "algorithm.rollout_correction.bypass_mode": True,
         "actor_rollout_ref.actor.calculate_entropy": True,
-        # Small batches: while one is sampled, the one before it is scored and stored on the other core.
-        "actor_rollout_ref.rollout.max_num_seqs": 64,
+        "actor_rollout_ref.rollout.max_num_seqs": 256,
+        "+actor_rollout_ref.rollout.agent.agent_loop_manager_class": "saerl_batch_loop.BatchLoopManager",
         "actor_rollout_ref.rollout.free_cache_engine": False,
         "actor_rollout_ref.rollout.agent.num_workers": 1,
         "reward.num_workers": 1,

@@ -144,6 +144,8 @@ def _kill_in_mid_run(job: VerlJob, folder: Path) -> int:
         time.sleep(0.1)
     launcher.kill()
     launcher.wait()
+    for orphan in _processes_of(job):
+        orphan.suspend()  # a step is short: they would finish the job before it is looked at
     return last_checkpoint(job) or 0
 
 

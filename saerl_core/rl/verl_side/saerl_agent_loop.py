@@ -14,15 +14,23 @@ from typing import Any
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
 
+SINGLE_TURN = "saerl_single_turn"
+"""Its name in verl's configuration."""
+GREEDY = {"temperature": 0, "top_p": 1.0, "top_k": -1}
+
+
+def asks_greedily(row: dict[str, Any]) -> bool:
+    """Whether a row's `extra_info` asks for the likeliest answer."""
+    return bool((row.get("extra_info") or {}).get("greedy"))
+
 
 class SingleTurn(SingleTurnAgentLoop):
-    """One question, one answer; greedily where the row's `extra_info` says so."""
+    """One question, one answer; greedily where the row asks for it."""
 
     async def run(self, sampling_params: dict[str, Any], priority: int = 0, **row: Any) -> Any:
-        if (row.get("extra_info") or {}).get("greedy"):
-            sampling_params = {**sampling_params, "temperature": 0, "top_p": 1.0, "top_k": -1}
+        params = sampling_params | GREEDY if asks_greedily(row) else sampling_params
         # verl's decorator hides from type checkers that the method is there
-        return await super().run(sampling_params, priority, **row)  # pyright: ignore
+        return await super().run(params, priority, **row)  # pyright: ignore
 
 
 _loop: tuple[Any, SingleTurn] | None = None  # the client it asks for answers, and the loop

@@ -16,6 +16,7 @@ import torch
 import torch.distributed
 from verl.plugin.platform.platform_base import PlatformBase
 from verl.plugin.platform.platform_manager import PlatformRegistry
+from verl.utils import torch_functional
 from verl.workers.rollout import base as rollout_base
 from verl.workers.rollout.replica import RolloutReplicaRegistry
 
@@ -155,6 +156,15 @@ def _join_without_rendezvous() -> None:
     torch.distributed.init_process_group = init_process_group
 
 
+def _take_log_probs_at_once() -> None:
+    """Without flash attention verl loops over the tokens in Python, forward and backward: most of an update."""
+
+    def log_probs_of(logits_NV: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
+        return logits_NV.gather(-1, labels_N.unsqueeze(-1)).squeeze(-1) - logits_NV.logsumexp(-1)
+
+    torch_functional.logprobs_from_logits_v2 = log_probs_of
+
+
 def _load_replica() -> Any:
     from saerl_cpu_rollout import CpuRolloutReplica
 
@@ -162,5 +172,6 @@ def _load_replica() -> Any:
 
 
 _join_without_rendezvous()
+_take_log_probs_at_once()
 RolloutReplicaRegistry.register(ROLLOUT, _load_replica)
 rollout_base._ROLLOUT_REGISTRY[ROLLOUT, "async"] = "saerl_cpu_rollout.CpuWeightSender"

@@ -1,4 +1,4 @@
-"""Rollouts on the CPU: a Ray actor that gathers requests into batches and samples them with transformers.
+"""Rollouts on the CPU: a Ray actor that samples whole batches with transformers.
 
 Three parts, as verl wants them: the server (generates), the replica (starts the server), and the sender, which lives
 in the training worker and ships new weights to the server through Ray's object store.
@@ -6,10 +6,9 @@ in the training worker and ships new weights to the server through Ray's object 
 
 from __future__ import annotations
 
-import asyncio
 import os
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +17,6 @@ import torch
 from saerl_sampling import Answer, SamplingRule, answer_seed, sample_answers, stop_ids_of
 from verl.workers.rollout.base import BaseRollout
 from verl.workers.rollout.replica import RolloutReplica, TokenOutput
-
-_QUIET_SECONDS = 0.05  # a batch that is not full begins once no request has arrived for so long
 
 
 @dataclass(frozen=True)
@@ -31,15 +28,6 @@ class ServerSettings:
     max_num_seqs: int
     seed: int
     trust_remote_code: bool
-
-
-@dataclass
-class _Request:
-    prompt: Sequence[int]
-    rule: SamplingRule
-    max_tokens: int
-    seed: int
-    reply: asyncio.Future[TokenOutput]
 
 
 class CpuRolloutServer:
@@ -57,79 +45,58 @@ class CpuRolloutServer:
         self._settings = settings
         self._step = 0
         self._asked: Counter[tuple[int, ...]] = Counter()  # answers already asked for, per prompt, with these weights
-        self._waiting: list[_Request] = []
-        self._arrived = asyncio.Event()
-        self._serving: asyncio.Task[None] | None = None
+
+    async def answer(
+        self, prompts: Sequence[Sequence[int]], sampling_params: dict[str, Any], max_tokens: int | None = None
+    ) -> tuple[list[Answer], int]:
+        """Sample one answer to each of R prompts, equal ones among them.
+
+        Returns:
+            R answers, and the step whose weights gave them.
+        """
+        temperature = sampling_params.get("temperature")
+        rule = SamplingRule(
+            temperature=1.0 if temperature is None else float(temperature),
+            top_k=int(sampling_params.get("top_k") or -1),
+            top_p=float(sampling_params.get("top_p") or 1.0),
+        )
+        seeds = [0 if rule.greedy else self._next_seed(tuple(prompt)) for prompt in prompts]
+        answers: dict[int, Answer] = {}
+        in_order_of_length = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
+        for start in range(0, len(prompts), self._settings.max_num_seqs):
+            rows = in_order_of_length[start : start + self._settings.max_num_seqs]
+            sampled = sample_answers(
+                self._model,
+                [prompts[row] for row in rows],
+                [seeds[row] for row in rows],
+                rule,
+                max_tokens=max_tokens or self._settings.response_length,
+                stop_ids=self._stop_ids,
+                pad_id=self._pad_id,
+            )
+            answers.update(zip(rows, sampled, strict=True))
+        return [answers[row] for row in range(len(prompts))], self._step
 
     async def generate(
         self, prompt_ids: Sequence[int], sampling_params: dict[str, Any], request_id: str, **_: Any
     ) -> TokenOutput:
-        """Sample one answer. Which of a prompt's answers arrives first does not matter: together they are the same."""
-        prompt = tuple(prompt_ids)
-        room = self._settings.prompt_length + self._settings.response_length - len(prompt)
+        """One answer, for agent loops of verl's that ask for them one by one."""
+        room = self._settings.prompt_length + self._settings.response_length - len(prompt_ids)
         wanted = sampling_params.get("max_tokens") or sampling_params.get("max_new_tokens")
-        temperature = sampling_params.get("temperature")
-        request = _Request(
-            prompt=prompt,
-            rule=SamplingRule(
-                temperature=1.0 if temperature is None else float(temperature),
-                top_k=int(sampling_params.get("top_k") or -1),
-                top_p=float(sampling_params.get("top_p") or 1.0),
-            ),
-            max_tokens=max(1, min(wanted or self._settings.response_length, room)),
-            seed=answer_seed(self._settings.seed, (self._step, *prompt), self._asked[prompt]),
-            reply=asyncio.get_running_loop().create_future(),
+        max_tokens = max(1, min(wanted or self._settings.response_length, room))
+        (answer,), step = await self.answer([prompt_ids], sampling_params, max_tokens)
+        return TokenOutput(
+            token_ids=answer.token_ids,
+            log_probs=answer.log_probs,
+            stop_reason="completed" if answer.finished else "length",
+            num_preempted=0,
+            extra_fields={"global_steps": step},
         )
-        self._asked[prompt] += temperature != 0  # a greedy answer draws nothing
-        self._waiting.append(request)
-        self._arrived.set()
-        if self._serving is None:
-            self._serving = asyncio.create_task(self._serve())
-        return await request.reply
 
-    async def _serve(self) -> None:
-        while True:
-            await self._arrived.wait()
-            await self._until_full_or_quiet()
-            requests, self._waiting = self._waiting, []
-            self._arrived.clear()
-            for batch in _batches(requests, self._settings.max_num_seqs):
-                await self._answer(batch)
-
-    async def _until_full_or_quiet(self) -> None:
-        seen = -1
-        while seen < len(self._waiting) < self._settings.max_num_seqs:
-            seen = len(self._waiting)
-            await asyncio.sleep(_QUIET_SECONDS)
-
-    async def _answer(self, batch: list[_Request]) -> None:
-        try:
-            answers = await asyncio.to_thread(self._sample, batch)
-        except Exception as error:  # verl reports it; without a reply it would wait for ever
-            for request in batch:
-                request.reply.set_exception(error)
-            return
-        for request, answer in zip(batch, answers, strict=True):
-            request.reply.set_result(
-                TokenOutput(
-                    token_ids=answer.token_ids,
-                    log_probs=answer.log_probs,
-                    stop_reason="completed" if answer.finished else "length",
-                    num_preempted=0,
-                    extra_fields={"global_steps": self._step},
-                )
-            )
-
-    def _sample(self, batch: list[_Request]) -> list[Answer]:
-        return sample_answers(
-            self._model,
-            [request.prompt for request in batch],
-            [request.seed for request in batch],
-            batch[0].rule,
-            max_tokens=batch[0].max_tokens,
-            stop_ids=self._stop_ids,
-            pad_id=self._pad_id,
-        )
+    def _next_seed(self, prompt: tuple[int, ...]) -> int:
+        """Which of a prompt's answers is asked for first does not matter: together they are the same."""
+        self._asked[prompt] += 1
+        return answer_seed(self._settings.seed, (self._step, *prompt), self._asked[prompt] - 1)
 
     async def load_weights(self, weights: dict[str, torch.Tensor], global_steps: int | None = None) -> None:
         """Take over the trainer's weights, all of them.
@@ -162,17 +129,6 @@ class CpuRolloutServer:
     abort_all_requests = resume_generation = start_profile = stop_profile = _nothing
 
 
-def _batches(requests: list[_Request], limit: int) -> Iterator[list[_Request]]:
-    """Requests that can be sampled together: same rule, same length limit, at most `limit` of them, alike in length."""
-    alike: defaultdict[tuple[SamplingRule, int], list[_Request]] = defaultdict(list)
-    for request in requests:
-        alike[request.rule, request.max_tokens].append(request)
-    for group in alike.values():
-        group.sort(key=lambda request: (len(request.prompt), request.prompt))
-        for start in range(0, len(group), limit):
-            yield group[start : start + limit]
-
-
 class CpuRolloutReplica(RolloutReplica):
     """Starts one server actor."""
 
@@ -185,7 +141,7 @@ class CpuRolloutReplica(RolloutReplica):
             trust_remote_code=bool(_field(self.model_config, "trust_remote_code")),
         )
         actor: Any = ray.remote(CpuRolloutServer)
-        options = {"name": _server_name(self.replica_rank), "num_cpus": 0, "max_concurrency": self.max_concurrency}
+        options = {"name": server_name(self.replica_rank), "num_cpus": 0, "max_concurrency": self.max_concurrency}
         server = actor.options(**options).remote(_field(self.model_config, "path"), settings)
         await server.ready.remote()
         self.servers = [server]
@@ -219,12 +175,13 @@ class CpuWeightSender(BaseRollout):
         if wire_format != "named_tensors":
             raise ValueError(f"weight sync: the CPU rollout takes named tensors, not {wire_format!r}")
         if self._server is None:
-            self._server = ray.get_actor(_server_name(self._replica_rank))
+            self._server = ray.get_actor(server_name(self._replica_rank))
         copied = {name: tensor.detach().float().cpu().clone() for name, tensor in weights}
         await self._server.load_weights.remote(copied, global_steps)
 
 
-def _server_name(replica_rank: int) -> str:
+def server_name(replica_rank: int) -> str:
+    """Under which Ray knows a replica's server."""
     return f"saerl_cpu_server_{replica_rank}"
 
 
