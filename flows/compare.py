@@ -56,8 +56,8 @@ def _compare(config: RunConfig) -> dict[str, Any]:
         one, cached = _train(config, name, seed)
         found.setdefault(name, []).append(one)
         done += not cached
-        record(f"{place}/{len(plan)} {name} · seed {seed}", cached=cached, seconds=time.monotonic() - started,
-               note=f"{one.curve['sampled'][0]:.1%} → {one.final:.1%}")
+        record(f"arm {name} · seed {seed}", cached=cached, seconds=time.monotonic() - started,
+               note=f"{one.curve['sampled'][0]:.1%} → {one.final:.1%} ({place}/{len(plan)})")
         if config.compare.baseline in found and (place == len(plan) or plan[place][1] != seed):
             comparison = gather.compare(config, found)
             _write(folder, comparison)

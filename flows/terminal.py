@@ -4,7 +4,7 @@ stdout carries results only."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from rich.filesize import decimal
 from rich.markdown import Markdown
 from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
 from rich.text import Text
 
 from flows import stages
@@ -26,8 +27,8 @@ console = Console(stderr=True, highlight=False)
 
 
 @contextmanager
-def watching() -> Iterator[None]:
-    """Show stages and progress of the flow that runs inside the context."""
+def watching(only: Callable[[StageRecord], bool] | None = None) -> Iterator[None]:
+    """Show progress of the flow that runs inside the context, and a line for each stage that ends, or for some."""
     columns = (TextColumn("  {task.description}"), BarColumn(bar_width=28), MofNCompleteColumn(),
                TextColumn("{task.fields[note]}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bars:
@@ -41,6 +42,8 @@ def watching() -> Iterator[None]:
         def ended(record: StageRecord) -> None:
             if record.stage in rows:
                 bars.remove_task(rows.pop(record.stage))
+            if only is not None and not only(record):
+                return
             how = "[dim]cached[/]" if record.cached else f"{record.seconds:6.1f} s"
             note = f"  {record.note}" if record.note else ""
             console.print(f"  [green]✓[/] {record.stage:<22} {how:>8}", end="")
@@ -56,6 +59,31 @@ def show_counts(outcome: Mapping[str, Any]) -> None:
     for name, value in _rows(outcome):
         console.print(f"  {name:<20}", style="dim", end="")
         console.print(value, markup=False, soft_wrap=True)  # a path that is cut short cannot be copied
+
+
+def show_comparison(outcome: Mapping[str, Any]) -> None:
+    """The arms side by side at the end of a comparison."""
+    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+    for name in ("arm", "seeds", "final accuracy", f"over {outcome['baseline']} (points)", "steps to its final"):
+        table.add_column(name)
+    for arm in outcome["arms"]:
+        share = arm["reach"]["share"]
+        table.add_row(arm["name"], str(arm["final"]["seeds"]), _estimate(arm["final"]), _estimate(arm["gain"], "+"),
+                      "never" if share is None else f"{share:.0%}")
+    console.print()
+    console.print(Padding(table, (0, 0, 0, 2)))
+    trained = f"{outcome['trained_now']} of {outcome['trainings']} trainings run now" if outcome["trained_now"] else \
+        f"{outcome['trainings']} trainings, none of them new"
+    console.print(f"  {trained}; 95% intervals over seeds", style="dim")
+
+
+def _estimate(found: Mapping[str, Any] | None, sign: str = "") -> str:
+    """`+2.9 (+0.4 to +5.4)`, in points."""
+    if found is None:
+        return "–"
+    values = [found[name] for name in ("mean", "low", "high")]
+    mean, low, high = ("" if value is None else f"{100 * value:{sign}.1f}" for value in values)
+    return f"{mean} ({low} to {high})" if low else mean
 
 
 def show_fields(about: str, fields: Iterable[Field]) -> None:

@@ -12,7 +12,7 @@ import sys
 
 import typer
 
-from flows.cli import configs, manifests, running, service, toy
+from flows.cli import comparing, configs, manifests, running, service, toy
 from saerl_core.errors import SaerlError
 
 # Before anything imports Prefect, transformers or OpenMP. What the user has set stays.
@@ -45,7 +45,7 @@ it. A second run does only what has changed. `saerl serve` runs it every night a
 
 for _panel, _commands in {
     "A config": (configs.init, configs.fields, configs.check),
-    "A run": (running.run, running.curate, running.train, running.train_sae),
+    "A run": (running.run, running.curate, running.train, comparing.compare, running.train_sae),
     "A server that keeps it going": (service.serve, service.deploy, service.watch),
     "What was made": (manifests.export, service.gc),
 }.items():

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flows.cli.conventions import AsJson, ConfigArgument, Overrides, load, print_json, tell
 from saerl_core.config import RunConfig
 from saerl_core.errors import ServerError
+
+if TYPE_CHECKING:
+    from flows.stages import StageRecord
 
 
 def run(config: ConfigArgument = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
@@ -42,7 +45,7 @@ def train(
 
         return {**manifest_figures(manifest), "train": train_flow(settings, manifest)}
 
-    finish(go, as_json)
+    _finish(go, as_json)
 
 
 def train_sae(config: ConfigArgument = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
@@ -86,23 +89,37 @@ def _run_flow(config: RunConfig, as_json: bool, *, train: bool) -> None:
         curated = curate_flow(config)
         return {**manifest_figures(curated.manifest.path), **curated.figures()}
 
-    finish(go, as_json)
+    _finish(go, as_json)
 
 
-def finish(go: Callable[[], dict[str, Any]], as_json: bool) -> None:
-    """Run a flow, guarded and watched, and print its outcome."""
+def watched(go: Callable[[], dict[str, Any]], only: Callable[[StageRecord], bool] | None = None) -> dict[str, Any]:
+    """Run a flow, guarded and watched.
+
+    Args:
+        go: Runs it and gives its outcome.
+        only: Which stages get a line when they end. Default: all.
+
+    Raises:
+        ServerError: the Prefect server went away.
+    """
     import httpx
 
     from flows.guard import guard
-    from flows.terminal import show_counts, watching
+    from flows.terminal import watching
 
     guard()  # Prefect's server and verl's processes end with this one, however it ends
-    with watching():
+    with watching(only):
         try:
-            outcome = go()
+            return go()
         except httpx.TransportError as error:
             raise ServerError(f"the Prefect server went away ({type(error).__name__}: {error}): start it again, then "
                               "run the same command: it goes on where it stopped") from error
+
+
+def _finish(go: Callable[[], dict[str, Any]], as_json: bool) -> None:
+    from flows.terminal import show_counts
+
+    outcome = watched(go)
     if as_json:
         print_json(outcome)
     else:
