@@ -27,12 +27,14 @@ def points(found: Estimate | None) -> str:
     return f"{mean} ({low} to {high})"
 
 
-def share_interval(reach: Reach, seeds: int) -> str:
-    """`48% to 81%`, `48% to never`; empty where seeds are too few for an interval."""
-    if seeds < 2:
-        return ""
-    low, high = ("never" if end is None else percent(end, 0) for end in (reach.share_low, reach.share_high))
-    return low if low == high else f"{low} to {high}"
+def until(low: str | None, high: str | None) -> str:
+    """`48% to 81%`, `48% to never`; empty without an interval."""
+    return "" if low is None else f"{low} to {high or 'never'}"
+
+
+def share_interval(reach: Reach) -> str:
+    """The interval of the share of the baseline's steps, as `until` writes it."""
+    return until(*(None if end is None else percent(end, 0) for end in (reach.share_low, reach.share_high)))
 
 
 def lead(comparison: Comparison) -> str:
@@ -78,16 +80,14 @@ def _gained(arm: Arm) -> str:
 
 
 def _reaches(comparison: Comparison, arm: Arm) -> str:
-    baseline = comparison.arms[0]
-    reach, seeds = arm.reach, min(arm.final.seeds, baseline.final.seeds)
-    if reach.share is None:
+    baseline, reach = comparison.arms[0], arm.reach
+    if reach.step is None:
         return f"does not reach {baseline.name}'s final accuracy within {count(comparison.steps, 'step')}"
-    within = share_interval(reach, seeds)
-    words = f"reaches {baseline.name}'s final accuracy after {percent(reach.share, 0)} of its steps"
-    words += f" ({within})" if within else ""
-    if reach.flops_share is not None:
-        words += f", {percent(reach.flops_share, 0)} of its FLOPs with curation counted"
-    return words
+    if reach.share is None or reach.flops_share is None:
+        return f"need not be trained to reach what {baseline.name} ends with"
+    within = share_interval(reach)
+    return (f"reaches {baseline.name}'s final accuracy after {percent(reach.share, 0)} of its steps"
+            f"{f' ({within})' if within else ''} and {percent(reach.flops_share, 0)} of its FLOPs, curation counted")
 
 
 def _doubt(arm: Arm) -> str:
