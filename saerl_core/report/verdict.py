@@ -9,6 +9,9 @@ from saerl_core.compare.estimate import gain
 from saerl_core.compare.result import Arm, Comparison, Estimate, Reach
 from saerl_core.report.markup import count, percent, signed
 
+_FEW = 5
+"""Seeds below which the bootstrap of the steps is not left without a word."""
+
 
 def main_arm(comparison: Comparison) -> Arm:
     """The arm that the page is about: `saerl` where it is one of those that are measured, else the first of them; the
@@ -61,11 +64,14 @@ def warnings(comparison: Comparison) -> list[str]:
     if baseline.final.mean <= baseline.curve.sampled[0].mean:
         found.append(f"{baseline.name} does not end above where it began ({percent(baseline.curve.sampled[0].mean)} → "
                      f"{percent(baseline.final.mean)}): steps to its final accuracy say nothing here.")
+    seeds = min(arm.final.seeds, baseline.final.seeds)
+    if arm.reach.share_low is not None and seeds < _FEW and arm is not baseline:
+        found.append(f"The interval of the steps rests on {seeds} seeds: a bootstrap over so few is too narrow. That "
+                     "of the gain is not.")
     single = [each.name for each in comparison.arms if each.final.seeds == 1]
     if single:
         found.append(f"One seed only: {', '.join(single)}. There is no interval, and a difference may be chance.")
-    seeds = {frozenset(run.seed for run in each.runs) for each in comparison.arms}
-    if len(seeds) > 1:
+    if len({frozenset(run.seed for run in each.runs) for each in comparison.arms}) > 1:
         found.append("Not all arms have the same seeds. Gains are over the seeds that an arm shares with "
                      f"{baseline.name}; accuracies are over all that it has.")
     return found

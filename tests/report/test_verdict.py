@@ -67,6 +67,12 @@ def test_one_seed_has_no_interval() -> None:
     assert warnings(made) == ["One seed only: vanilla, saerl. There is no interval, and a difference may be chance."]
 
 
+def test_a_bootstrap_over_few_seeds_is_called_narrow(two: Comparison) -> None:
+    made = arms.make({"vanilla": range(3), "saerl": range(3)})
+    assert any("rests on 3 seeds: a bootstrap over so few is too narrow" in told for told in warnings(made))
+    assert not any("too narrow" in told for told in warnings(two))
+
+
 def test_seeds_that_are_not_shared_are_told() -> None:
     made = arms.make({"vanilla": range(4), "saerl": [2, 3, 9]})
     assert ", 2 pairs)" in lead(made)
