@@ -11,7 +11,7 @@ from saerl_core.compare.arms import CONTROLS
 from saerl_core.compare.result import Arm, Comparison, Estimate
 from saerl_core.report import markdown
 from saerl_core.report.markup import count, figure, percent, render, shorten, svg
-from saerl_core.report.verdict import lead, main_arm, points, share_interval, warnings
+from saerl_core.report.verdict import lead, main_arm, points, share_interval, until, warnings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -77,11 +77,15 @@ def _colours(comparison: Comparison) -> dict[str, str]:
 
 
 def _shown(comparison: Comparison) -> list[Arm]:
-    """The arms that share one pair of axes: all, or the baseline and the main arm where they are too many."""
+    """The arms that share one pair of axes, the main arm first: all, or that and the baseline where they are too
+    many."""
     from saerl_core.report.figures.comparison import TOGETHER
 
-    few = len(comparison.arms) <= TOGETHER
-    return comparison.arms if few else [comparison.arms[0], main_arm(comparison)]
+    main, baseline = main_arm(comparison), comparison.arms[0]
+    first = list({arm.name: arm for arm in (main, baseline)}.values())
+    if len(comparison.arms) > TOGETHER:
+        return first
+    return first + [arm for arm in comparison.arms if arm not in first]
 
 
 def _accuracy(comparison: Comparison) -> Figure:
@@ -104,15 +108,13 @@ def _gains(comparison: Comparison) -> Figure:
 
 def _row(arm: Arm, baseline: Arm) -> dict[str, Any]:
     """What the table says of one arm; figures as (mean, interval)."""
-    seeds = min(arm.final.seeds, baseline.final.seeds)
     step, low, high = (None if value is None else count(value) for value in
                        (arm.reach.step, arm.reach.low, arm.reach.high))
-    bounds = f"{low or 'never'} to {high or 'never'}" if seeds > 1 and (low or high) else ""
     return {
         "name": arm.name, "about": shorten(arm.about, 200), "fields": arm.fields, "seeds": arm.final.seeds,
         "final": _accuracies(arm.final), "greedy": _accuracies(arm.final_greedy), "area": _accuracies(arm.area),
-        "gain": _split(points(arm.gain)), "steps": (step or "never", bounds),
-        "share": (_share(arm), share_interval(arm.reach, seeds) if arm is not baseline and low else ""),
+        "gain": _split(points(arm.gain)), "steps": (step or "never", until(low, high)),
+        "share": (_share(arm), "" if arm is baseline else share_interval(arm.reach)),
         "flops": "–" if arm.reach.flops_share is None else percent(arm.reach.flops_share, 0),
         "curation": figure(arm.cost.curation_steps, 1),
     }

@@ -9,6 +9,9 @@ from saerl_core.compare.estimate import gain
 from saerl_core.compare.result import Arm, Comparison, Estimate, Reach
 from saerl_core.report.markup import count, percent, signed
 
+_FEW = 5
+"""Seeds below which the bootstrap of the steps is not left without a word."""
+
 
 def main_arm(comparison: Comparison) -> Arm:
     """The arm that the page is about: `saerl` where it is one of those that are measured, else the first of them; the
@@ -27,12 +30,14 @@ def points(found: Estimate | None) -> str:
     return f"{mean} ({low} to {high})"
 
 
-def share_interval(reach: Reach, seeds: int) -> str:
-    """`48% to 81%`, `48% to never`; empty where seeds are too few for an interval."""
-    if seeds < 2:
-        return ""
-    low, high = ("never" if end is None else percent(end, 0) for end in (reach.share_low, reach.share_high))
-    return low if low == high else f"{low} to {high}"
+def until(low: str | None, high: str | None) -> str:
+    """`48% to 81%`, `48% to never`; empty without an interval."""
+    return "" if low is None else f"{low} to {high or 'never'}"
+
+
+def share_interval(reach: Reach) -> str:
+    """The interval of the share of the baseline's steps, as `until` writes it."""
+    return until(*(None if end is None else percent(end, 0) for end in (reach.share_low, reach.share_high)))
 
 
 def lead(comparison: Comparison) -> str:
@@ -59,11 +64,14 @@ def warnings(comparison: Comparison) -> list[str]:
     if baseline.final.mean <= baseline.curve.sampled[0].mean:
         found.append(f"{baseline.name} does not end above where it began ({percent(baseline.curve.sampled[0].mean)} → "
                      f"{percent(baseline.final.mean)}): steps to its final accuracy say nothing here.")
+    seeds = min(arm.final.seeds, baseline.final.seeds)
+    if arm.reach.share_low is not None and seeds < _FEW and arm is not baseline:
+        found.append(f"The interval of the steps rests on {seeds} seeds: a bootstrap over so few is too narrow. That "
+                     "of the gain is not.")
     single = [each.name for each in comparison.arms if each.final.seeds == 1]
     if single:
         found.append(f"One seed only: {', '.join(single)}. There is no interval, and a difference may be chance.")
-    seeds = {frozenset(run.seed for run in each.runs) for each in comparison.arms}
-    if len(seeds) > 1:
+    if len({frozenset(run.seed for run in each.runs) for each in comparison.arms}) > 1:
         found.append("Not all arms have the same seeds. Gains are over the seeds that an arm shares with "
                      f"{baseline.name}; accuracies are over all that it has.")
     return found
@@ -78,16 +86,14 @@ def _gained(arm: Arm) -> str:
 
 
 def _reaches(comparison: Comparison, arm: Arm) -> str:
-    baseline = comparison.arms[0]
-    reach, seeds = arm.reach, min(arm.final.seeds, baseline.final.seeds)
-    if reach.share is None:
+    baseline, reach = comparison.arms[0], arm.reach
+    if reach.step is None:
         return f"does not reach {baseline.name}'s final accuracy within {count(comparison.steps, 'step')}"
-    within = share_interval(reach, seeds)
-    words = f"reaches {baseline.name}'s final accuracy after {percent(reach.share, 0)} of its steps"
-    words += f" ({within})" if within else ""
-    if reach.flops_share is not None:
-        words += f", {percent(reach.flops_share, 0)} of its FLOPs with curation counted"
-    return words
+    if reach.share is None or reach.flops_share is None:
+        return f"need not be trained to reach what {baseline.name} ends with"
+    within = share_interval(reach)
+    return (f"reaches {baseline.name}'s final accuracy after {percent(reach.share, 0)} of its steps"
+            f"{f' ({within})' if within else ''} and {percent(reach.flops_share, 0)} of its FLOPs, curation counted")
 
 
 def _doubt(arm: Arm) -> str:

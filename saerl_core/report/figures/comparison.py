@@ -19,6 +19,8 @@ _FEW_COLOURS = ("#c2550f", "#009e73", "#cc79a7", "#b8ad1f")  # ours for orange, 
 TOGETHER = len(_FEW_COLOURS) + 2
 """Arms that one pair of axes can hold, the baseline and the main arm among them."""
 _COLUMNS = 4
+_FRONT = 4
+"""Matplotlib's zorder of what nothing hides."""
 _POINTS = 40
 """A series of a training is drawn with at most so many points, each the mean of the steps around it."""
 _COMPOSITION = {
@@ -46,7 +48,7 @@ def accuracy(curves: Mapping[str, Curve], colours: Mapping[str, str], target: fl
     """Accuracy of sampled answers at each evaluation, with 95% intervals over seeds.
 
     Args:
-        curves: By arm, the baseline first.
+        curves: By arm, the main one first: it is in front.
         colours: By arm.
         target: What is to be reached: a dashed line.
         reached: Arm → step at which its mean gets there, for those that do: a dot.
@@ -54,13 +56,13 @@ def accuracy(curves: Mapping[str, Curve], colours: Mapping[str, str], target: fl
     fig = blank(WIDE, 340)
     ax = fig.subplots()
     ax.axhline(target, color=LIGHT["grey"], linewidth=1, linestyle=(0, (4, 3)))
-    for name, curve in curves.items():
-        _line(ax, curve.steps, curve.sampled, colours[name], name)
-    for name, step in reached.items():
-        ax.plot(step, target, marker="o", markersize=7, color=colours[name], markeredgecolor=LIGHT["paper"], zorder=4)
+    _lines(ax, {name: (curve.steps, curve.sampled) for name, curve in curves.items()}, colours)
+    for place, (name, step) in enumerate(reached.items()):
+        ax.plot(step, target, marker="o", markersize=7, color=colours[name], markeredgecolor=LIGHT["paper"],
+                zorder=_FRONT - place / 100)
     _by_step(ax, "Accuracy of sampled answers", "step", many=10)
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    ax.legend(loc="lower right")
+    ax.legend(loc="upper left", frameon=True, facecolor=LIGHT["paper"], edgecolor="none")
     return fig
 
 
@@ -69,8 +71,7 @@ def greedy_accuracy(curves: Mapping[str, Curve], colours: Mapping[str, str]) -> 
     """Accuracy of greedy answers at each evaluation; arguments as for `accuracy`."""
     fig = blank(HALF, 260)
     ax = fig.subplots()
-    for name, curve in curves.items():
-        _line(ax, curve.steps, curve.greedy, colours[name], name)
+    _lines(ax, {name: (curve.steps, curve.greedy) for name, curve in curves.items()}, colours)
     _by_step(ax, "Accuracy of greedy answers", "step")
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     return fig
@@ -87,8 +88,7 @@ def gain_by_step(arms: Sequence[Arm], colours: Mapping[str, str]) -> Figure:
     fig = blank(HALF, 260)
     ax = fig.subplots()
     ax.axhline(0, color=LIGHT["grey"], linewidth=1, linestyle=(0, (4, 3)))
-    for arm in arms:
-        _line(ax, arm.curve.steps, arm.gain_by_step, colours[arm.name], arm.name, scale=100)
+    _lines(ax, {arm.name: (arm.curve.steps, arm.gain_by_step) for arm in arms}, colours, scale=100)
     _by_step(ax, "Gain over the baseline, points", "step")
     return fig
 
@@ -100,12 +100,14 @@ def each_against(baseline: Curve, others: Mapping[str, Curve], colours: Mapping[
     fig = blank(WIDE, 20 + 150 * rows)
     axes = np.atleast_1d(fig.subplots(rows, _COLUMNS, sharex=True, sharey=True)).ravel()
     for ax, (name, curve) in zip(axes, others.items(), strict=False):
-        _line(ax, baseline.steps, baseline.sampled, LIGHT["grey"], "baseline")
-        _line(ax, curve.steps, curve.sampled, colours[name], name)
+        _lines(ax, {name: (curve.steps, curve.sampled), "": (baseline.steps, baseline.sampled)},
+               {**colours, "": LIGHT["grey"]})
         _by_step(ax, "\n".join(textwrap.wrap(name, 24)), "", many=3)
         ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     for ax in axes[len(others):]:
         ax.set_axis_off()
+    for ax in axes[max(0, len(others) - _COLUMNS):len(others)]:
+        ax.tick_params(labelbottom=True)  # also where the row below is not full
     return fig
 
 
@@ -201,16 +203,16 @@ def by_group(title: str, groups: Mapping[str, Mapping[str, Estimate]], colours: 
     return fig
 
 
-def _line(ax: Axes, steps: Sequence[int], found: Sequence[Estimate], colour: str, name: str, scale: float = 1) -> None:
-    """Means as a line, intervals as a band; nothing where nothing was found."""
-    if not found:
-        return
-    low, high = (np.array([math.nan if end is None else scale * end for end in ends])
-                 for ends in zip(*((one.low, one.high) for one in found), strict=True))
-    if np.isfinite(low).all():
-        ax.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
-    ax.plot(steps, [scale * one.mean for one in found], color=colour, linewidth=2, label=name,
-            marker="o" if len(found) < 3 else None, markersize=4)
+def _lines(ax: Axes, series: Mapping[str, tuple[Sequence[int], Sequence[Estimate]]], colours: Mapping[str, str],
+           scale: float = 1) -> None:
+    """Means as lines, intervals as bands, paler where there are many; the first is in front."""
+    for place, (name, (steps, found)) in enumerate(series.items()):
+        bounds = [(scale * one.low, scale * one.high) for one in found if one.low is not None and one.high is not None]
+        if len(bounds) == len(found):
+            ax.fill_between(steps, [low for low, _ in bounds], [high for _, high in bounds], color=colours[name],
+                            alpha=min(0.2, 0.4 / len(series)), linewidth=0)
+        ax.plot(steps, [scale * one.mean for one in found], color=colours[name], linewidth=2, label=name,
+                marker="o" if len(found) < 3 else None, markersize=4, zorder=_FRONT - 1 - place / 100)
 
 
 def _by_step(ax: Axes, title: str, xlabel: str, many: int = 6) -> None:
