@@ -37,8 +37,8 @@ compare.__doc__ = f"""{compare.__doc__}
 
 The section `compare` names the arms, the seeds, and how often accuracy is measured (`saerl fields compare`); without
 one, the config as it stands (`saerl`) is compared with plain GRPO (`vanilla`). An arm is a few changed fields, and
-yours are as good as the built-in ones. The report shows accuracy by step with 95% intervals over seeds, steps and FLOPs to
-the baseline's final accuracy, and what each arm trained on.
+yours are as good as the built-in ones. The report shows accuracy by step with 95% intervals over seeds, steps and
+FLOPs to the baseline's final accuracy, and what each arm trained on.
 
 Run it again at any time: what is done is not done again, what was interrupted goes on, and a new arm or seed costs only
 itself.

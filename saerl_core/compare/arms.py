@@ -5,9 +5,11 @@ An arm is a list of fields and values, so `saerl run --set FIELD=VALUE ...` repe
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+from saerl_core.compare.rounds import round_config
 from saerl_core.config import ArmConfig, CompareConfig, RunConfig, build_config
 from saerl_core.errors import ConfigError
 
@@ -129,7 +131,8 @@ def check_arms(config: RunConfig) -> None:
     """
     for name in config.compare.arms:
         for seed in seeds_of(config.compare, name):
-            arm_config(config, name, seed, 0.0 if random_filter_of(config.compare, name) else None)
+            made = arm_config(config, name, seed, 0.0 if random_filter_of(config.compare, name) else None)
+            round_config(made, 0, config.compare.arms[name].rounds, None)
 
 
 def seeds_of(comparison: CompareConfig, name: str) -> tuple[int, ...]:
@@ -149,7 +152,7 @@ def random_filter_of(comparison: CompareConfig, name: str) -> str | None:
 def describe(name: str, arm: ArmConfig) -> str:
     """What an arm is, in a few words."""
     known = BUILT_IN[name][0] if name in BUILT_IN and arm.like is None else f"like {arm.like}" if arm.like else ""
-    changed = ", ".join(f"{field}: {value}" for field, value in arm.set.items())
+    changed = ", ".join(f"{field}: {json.dumps(value)}" for field, value in arm.set.items())
     again = f"{arm.rounds} rounds" if arm.rounds > 1 else ""
     return "; ".join(filter(None, (known, changed, again))) or "the config as it stands"
 

@@ -48,6 +48,11 @@ def accuracy_curve(rounds: list[Trained], config: TrainConfig) -> pl.DataFrame:
     return pl.DataFrame([rows[step] for step in sorted(rows)])
 
 
+def problems(last: Trained) -> int:
+    """How many held-out problems the last evaluation asked."""
+    return read_validation(last.run_dir, last.steps)["id"].n_unique()
+
+
 def final_by_group(last: Trained, heldout: pl.DataFrame) -> dict[str, dict[str, float]]:
     """Final sampled accuracy by what the held-out set says of its prompts (`GROUPS`), where it says anything.
 

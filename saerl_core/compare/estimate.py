@@ -61,19 +61,20 @@ def first_reach(steps: np.ndarray, accuracy: np.ndarray, target: np.ndarray) -> 
     return np.where(above.any(axis=1), found, np.inf)
 
 
-def reach(steps: Sequence[int], ours: np.ndarray, baseline: np.ndarray, *, curation_steps: float = 0.0,
-          baseline_curation_steps: float = 0.0, seed: int = 0) -> Reach:
+def reach(steps: Sequence[int], ours: np.ndarray, baseline: np.ndarray, *, paired: bool = True,
+          curation_steps: float = 0.0, baseline_curation_steps: float = 0.0, seed: int = 0) -> Reach:
     """When the mean of our curves reaches the final accuracy of the baseline's mean curve, and after what share of the
     steps that the baseline itself took to reach it.
 
-    The interval is a bootstrap over seeds: seeds of both sides are drawn anew, the same ones where both have the same
-    number (they are pairs), and with them the target. With few seeds it is too narrow rather than too wide. There is no
-    share where the baseline needs no steps, because it ends no better than it began.
+    The interval is a bootstrap over seeds: seeds of both sides are drawn anew, and with them the target. With few seeds
+    it is too narrow rather than too wide. There is no share where the baseline needs no steps, as it ends no better than
+    it began.
 
     Args:
         steps: k evaluations.
         ours: float [seeds, k], sampled accuracy.
-        baseline: The same of the baseline.
+        baseline: float [seeds of its own, k]; with `paired`, row for row the same seeds.
+        paired: Whether they are pairs, which are then drawn together.
         curation_steps: What our curation costs, in steps of the baseline.
         baseline_curation_steps: The same of the baseline.
         seed: Of the bootstrap.
@@ -87,7 +88,7 @@ def reach(steps: Sequence[int], ours: np.ndarray, baseline: np.ndarray, *, curat
     step, theirs = (float(found[0]) for found in both(ours.mean(axis=0)[None], baseline.mean(axis=0)[None]))
     rng = np.random.default_rng(seed)
     rows = rng.integers(0, len(ours), (_DRAWS, len(ours)))
-    others = rows if len(ours) == len(baseline) else rng.integers(0, len(baseline), (_DRAWS, len(baseline)))
+    others = rows if paired else rng.integers(0, len(baseline), (_DRAWS, len(baseline)))
     drawn, drawn_theirs = both(ours[rows].mean(axis=1), baseline[others].mean(axis=1))
     few = len(ours) < 2 or len(baseline) < 2
     low, high = (None, None) if few else _interval(drawn)

@@ -25,6 +25,8 @@ class Seeded:
     seed: int
     rounds: list[Trained]
     curve: pl.DataFrame
+    problems: int
+    """held-out ones in each evaluation"""
     groups: dict[str, dict[str, float]]
     batches: pl.DataFrame
     curation_flops: float
@@ -61,8 +63,8 @@ def read_back(config: RunConfig, seed: int, rounds: list[Trained], heldout: pl.D
         steps += cost.training_flops(metrics, policy, answers)
         curation += cost.curation_flops(read_manifest(part.manifest), reader, policy,
                                         float(metrics["response_length_mean"][0]))
-    return Seeded(seed, rounds, curves.accuracy_curve(rounds, config.train), curves.final_by_group(rounds[-1], heldout),
-                  curves.batches(rounds), curation, steps)
+    return Seeded(seed, rounds, curves.accuracy_curve(rounds, config.train), curves.problems(rounds[-1]),
+                  curves.final_by_group(rounds[-1], heldout), curves.batches(rounds), curation, steps)
 
 
 def compare(config: RunConfig, found: Mapping[str, Sequence[Seeded]]) -> Comparison:
@@ -83,7 +85,7 @@ def compare(config: RunConfig, found: Mapping[str, Sequence[Seeded]]) -> Compari
         batch_size=config.schedule.batch_size,
         rollouts=config.train.rollouts,
         evaluate_every=comparison.evaluate_every,
-        problems=config.evaluation.prompts,
+        problems=baseline[0].problems,
         samples=config.evaluation.samples,
         target=estimate([one.final for one in baseline]).mean,
         arms=[_arm(config, name, found[name], baseline, step_flops) for name in names],
@@ -94,7 +96,10 @@ def _arm(config: RunConfig, name: str, ours: Sequence[Seeded], baseline: Sequenc
     mine = [one.curve for one in ours]
     steps = mine[0]["step"].to_list()
     sampled, greedy = curves.matrix(mine, "sampled"), curves.matrix(mine, "greedy")
-    theirs = curves.matrix([one.curve for one in baseline], "sampled")
+    shared = [one for one in ours if one.seed in {other.seed for other in baseline}]
+    pairs = [other for one in shared for other in baseline if other.seed == one.seed]
+    us, them = (curves.matrix([one.curve for one in side], "sampled")
+                for side in ((shared, pairs) if shared else (ours, baseline)))
     other = ours is not baseline
     curation, theirs_curation = (_mean([one.curation_flops for one in side]) for side in (ours, baseline))
     return Arm(
@@ -113,7 +118,7 @@ def _arm(config: RunConfig, name: str, ours: Sequence[Seeded], baseline: Sequenc
         gain_greedy=_gain(ours, baseline, lambda one: float(one.curve["greedy"][-1])) if other else None,
         gain_area=_gain(ours, baseline, lambda one: one.area) if other else None,
         gain_by_step=_gains_by_step(ours, baseline, len(steps)) if other else [],
-        reach=reach(steps, sampled, theirs, curation_steps=curation / step_flops,
+        reach=reach(steps, us, them, paired=bool(shared), curation_steps=curation / step_flops,
                     baseline_curation_steps=theirs_curation / step_flops),
         cost=Cost(curation=curation, training=_mean([sum(one.step_flops) for one in ours]),
                   curation_steps=curation / step_flops),

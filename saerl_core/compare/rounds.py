@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 from saerl_core.config import RunConfig
+from saerl_core.errors import ConfigError
 
 _SEEDS_APART = 100_003
 """Between rounds: a prime, so that the rounds of one seed are not those of another."""
+
+
+def round_steps(steps: int, every: int, of: int) -> list[int]:
+    """Steps of each round, about as many in each. A round ends at an evaluation: curves can be set side by side.
+
+    Args:
+        steps: The budget.
+        every: Steps between evaluations.
+        of: Rounds.
+
+    Raises:
+        ConfigError: there are more rounds than evaluations.
+    """
+    evaluations = -(-steps // every)
+    if of > evaluations:
+        raise ConfigError(f"{of} rounds of {steps} steps, but accuracy is measured only {evaluations} times: set "
+                          "compare.evaluate_every lower, or ask for fewer rounds")
+    ends = [min(evaluations * number // of * every, steps) for number in range(of + 1)]
+    return [end - begin for begin, end in pairwise(ends)]
 
 
 def round_config(config: RunConfig, number: int, of: int, checkpoint: Path | None) -> RunConfig:
@@ -22,7 +43,7 @@ def round_config(config: RunConfig, number: int, of: int, checkpoint: Path | Non
     if of == 1:
         return config
     assert config.schedule.steps is not None, "arms have a budget"
-    steps = config.schedule.steps * (number + 1) // of - config.schedule.steps * number // of
+    steps = round_steps(config.schedule.steps, config.train.test_every, of)[number]
     seed = config.schedule.seed + number * _SEEDS_APART
     changes = {
         "name": f"{config.name}-{number}",

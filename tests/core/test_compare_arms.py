@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from saerl_core.compare.arms import BUILT_IN, arm_config, arm_fields, describe, random_filter_of, seeds_of
-from saerl_core.compare.rounds import round_config
+from saerl_core.compare.arms import BUILT_IN, arm_config, arm_fields, check_arms, describe, random_filter_of, seeds_of
+from saerl_core.compare.rounds import round_config, round_steps
 from saerl_core.config import CompareConfig, RunConfig, build_config
 from saerl_core.errors import ConfigError
 
@@ -34,13 +34,15 @@ def comparison(arms: dict[str, Any]) -> CompareConfig:
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_every_built_in_arm_is_a_valid_config_and_changes_only_what_it_says(name: str) -> None:
     config = make({name: {}})
-    fields = arm_fields(config.compare, name)
+    fields = {**arm_fields(config.compare, name), "quality.drop_share": 0.0}
+    if name == "random-projection":
+        fields["features.encoder_seed"] = 3
     changed = arm_config(config, name, 3, 0.0 if random_filter_of(config.compare, name) else None)
     as_it_stands = arm_config(make({"plain": {}}), "plain", 3)
     for section in ("hygiene", "features", "clusters", "labels", "difficulty", "quality", "coverage", "schedule"):
         ours, theirs = getattr(changed, section).model_dump(), getattr(as_it_stands, section).model_dump()
         differing = {f"{section}.{field}" for field in ours if ours[field] != theirs[field]}
-        assert differing <= fields.keys() | {"quality.drop_share"}
+        assert differing <= fields.keys()
     for section in ("data", "policy", "train", "evaluation"):
         assert getattr(changed, section) == getattr(as_it_stands, section)
 
@@ -113,10 +115,22 @@ def test_a_random_filter_drops_as_much_as_the_probe_of_saerl_or_of_the_arm_that_
     assert arm_config(config, "random-filter", 0, drop_share=0.07).quality.drop_share == 0.07
 
 
+@pytest.mark.parametrize(("steps", "every", "of", "expected"), [
+    (40, 10, 2, [20, 20]), (200, 20, 3, [60, 60, 80]), (45, 10, 2, [20, 25]), (7, 10, 1, [7]),
+])
+def test_a_round_ends_at_an_evaluation(steps: int, every: int, of: int, expected: list[int]) -> None:
+    assert round_steps(steps, every, of) == expected
+
+
+def test_more_rounds_than_evaluations_are_refused() -> None:
+    with pytest.raises(ConfigError, match="5 rounds of 40 steps"):
+        check_arms(make({"saerl": {"rounds": 5}}))
+
+
 def test_rounds_share_the_budget_and_each_reads_and_trains_the_policy_so_far() -> None:
     config = arm_config(make({"saerl": {}}), "saerl", 2)
     rounds = [round_config(config, number, 3, Path("/so-far") if number else None) for number in range(3)]
-    assert [part.schedule.steps for part in rounds] == [13, 13, 14]
+    assert [part.schedule.steps for part in rounds] == [10, 10, 20]
     assert [(part.features.model, part.policy.model) for part in rounds] == [("m", "m")] + [("/so-far", "/so-far")] * 2
     assert len({part.schedule.seed for part in rounds}) == 3
     other_reader = config.model_copy(update={"features": config.features.model_copy(update={"model": "reader"})})

@@ -69,5 +69,5 @@ def seeded(name: str, seed: int, speed: float, levels: bool = True, steps: int =
     groups = {"level": {str(level): float(np.clip(sampled[-1] + 0.3 - 0.11 * level, 0, 1)) for level in range(1, 7)},
               "subject": {subject: float(sampled[-1] + own.normal(0, 0.03)) for subject in ("money", "rates", "time")}}
     return Seeded(seed=seed, rounds=[], curve=pl.DataFrame({"step": at, "sampled": sampled, "greedy": greedy}),
-                  groups=groups if levels else {}, batches=batches, curation_flops=0.0 if name == "vanilla" else 2e12,
-                  step_flops=[1e11] * steps)
+                  problems=1000, groups=groups if levels else {}, batches=batches,
+                  curation_flops=0.0 if name == "vanilla" else 2e12, step_flops=[1e11] * steps)

@@ -150,7 +150,7 @@ def _join_without_rendezvous() -> None:
         if backend == "cpu:gloo,cpu:gloo":
             backend = "cpu:gloo"
         if kwargs.get("world_size") == 1 and kwargs.get("init_method") is None:
-            kwargs["store"] = torch.distributed.HashStore()
+            kwargs["store"] = torch.distributed.HashStore()  # pyright: ignore[reportPrivateImportUsage]  # it is public
         return original(backend, *args, **kwargs)
 
     torch.distributed.init_process_group = init_process_group
