@@ -67,7 +67,7 @@ def reach(steps: Sequence[int], ours: np.ndarray, baseline: np.ndarray, *, paire
     steps that the baseline itself took to reach it.
 
     The interval is a bootstrap over seeds: seeds of both sides are drawn anew, and with them the target. With few seeds
-    it is too narrow rather than too wide. There is no share where the baseline needs no steps, as it ends no better than
+    it is too narrow rather than too wide. There is no share where the baseline needs no steps: it ends no better than
     it began.
 
     Args:
