@@ -120,7 +120,7 @@ def inverse_deviation(rows: FeatureRows) -> np.ndarray:
         mean_square += np.bincount(block.indices, block.mean, minlength=rows.d_sae) / len(rows)
     variance = mean_square - mean**2
     varies = variance > _LEAST_VARIANCE * mean_square  # less is noise of the arithmetic
-    return np.divide(1, np.sqrt(variance, where=varies), out=np.zeros(rows.d_sae), where=varies).astype(np.float32)
+    return np.divide(1, np.sqrt(np.maximum(variance, 0)), out=np.zeros(rows.d_sae), where=varies).astype(np.float32)
 
 
 def feature_weights(rows: FeatureRows, config: ClustersConfig) -> np.ndarray:

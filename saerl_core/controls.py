@@ -19,6 +19,6 @@ _NOTES = {
 
 def notes(config: RunConfig) -> list[str]:
     """A line for each control that a config switches on."""
-    return [f"{section}.{field} is {str(value).lower()}: a control; {words}"
+    return [f"a control: {words} ({section}.{field}: {str(value).lower()})"
             for (section, field, value), words in _NOTES.items()
             if getattr(getattr(config, section), field) == value]

@@ -58,6 +58,25 @@ def test_the_sketch_keeps_cosines() -> None:
     assert np.abs(exact @ exact.T - vectors @ vectors.T).mean() < 0.03
 
 
+def test_features_that_fire_everywhere_count_by_their_deviation() -> None:
+    dense = np.random.default_rng(0).gamma(2.0, [1, 100, 1e4, 1, 1], (300, 5))
+    dense[:, 3], dense[:, 4] = 7, 0  # one that is always the same, one that never fires
+    weights = clusters.feature_weights(rows_from_dense(dense), ClustersConfig(weights="deviation"))
+    np.testing.assert_allclose(weights[:3], 1 / np.sqrt(dense[:, :3]).std(axis=0), rtol=1e-4)
+    assert weights[3:].tolist() == [0, 0]
+
+
+def test_clusters_of_dense_features_are_found_beside_a_dimension_that_is_far_larger() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 4, 600)
+    dense = 5 + rng.random((600, 40)) + np.eye(4)[truth].repeat(10, axis=1)
+    dense[:, 0] = rng.gamma(5.0, 1e4, 600)
+    scores = {weights: normalized_mutual_info_score(truth, clusters.cluster(
+        rows_from_dense(dense), ClustersConfig(k=4, dims=256, weights=weights)).labels)
+        for weights in ("deviation", "none")}
+    assert scores["deviation"] > 0.9 > 0.5 > scores["none"]
+
+
 def test_the_same_seed_gives_the_same_bytes() -> None:
     rows, _ = planted_rows(n=300, k=4, d_sae=512)
     once, twice = (clusters.cluster(rows, ClustersConfig(k=6, dims=64)) for _ in range(2))

@@ -26,7 +26,7 @@ def build(**sections: Any) -> RunConfig:
     ({"shedule": {}}, "unknown key 'shedule'; did you mean 'schedule'?"),
     ({"features": {"saee": "x"}}, "unknown key 'features.saee'; did you mean 'sae'?"),
     ({"data": {"columns": {"promt": "x"}}}, "unknown key 'data.columns.promt'; did you mean 'prompt'?"),
-    ({"clusters": {"zzzzz": 1}}, "unknown key 'clusters.zzzzz'; known: dims, idf"),
+    ({"clusters": {"zzzzz": 1}}, "unknown key 'clusters.zzzzz'; known: dims, iterations"),
     ({"clusters": {"k": 1}}, "clusters.k = 1: Input should be greater than or equal to 2"),
     ({"schedule": {"batch_size": "many"}}, "schedule.batch_size = 'many'"),
     ({"schedule": {"batch_size": 2, "clusters_per_batch": 3}}, "schedule.clusters_per_batch (3) is larger than "
@@ -42,6 +42,11 @@ def build(**sections: Any) -> RunConfig:
     ({"train": {"gpus": 3, "tensor_parallel": 2}}, "train.gpus (3) is not a multiple of train.tensor_parallel (2)"),
     ({"labels": {"source": "column"}}, "labels.source is 'column' but data.columns.pass_rate names none"),
     ({"labels": {"source": "level"}}, "labels.source is 'level' but data.columns.level names none"),
+    ({"quality": {"method": "random"}}, "quality.method is 'random' but quality.drop_share is not set"),
+    ({"features": {"encoder": "residual"}}, "features.encoder is 'residual', whose features all fire everywhere, but "
+                                            "clusters.weights is 'idf'"),
+    ({"features": {"encoder": "residual"}, "clusters": {"weights": "none"}, "hygiene": {"sae_similarity": 0.9}},
+     "but hygiene.sae_similarity (0.9)"),
     ({"labels": {"source": "server"}}, "labels.source is 'server' but labels.server is not set"),
     ({"labels": {"server": {"url": "http://h/v1", "mdoel": "m"}}}, "unknown key 'labels.server.mdoel'; did you mean"),
     ({"labels": {"server": {"url": "h:1", "model": "m"}}}, "labels.server.url = 'h:1': expected http://HOST:PORT/v1"),

@@ -114,6 +114,17 @@ def test_the_store_changes_with_everything_that_a_label_depends_on() -> None:
     assert len(names) == 8
 
 
+def test_shuffled_labels_are_the_same_labels_of_the_same_prompts() -> None:
+    found = pl.DataFrame({"row": range(100), "pass_rate": np.linspace(0, 1, 100), "samples": range(100),
+                          "doubtful": [n < 10 for n in range(100)]})
+    mixed = labels.shuffled(found, 0)
+    assert mixed["row"].equals(found["row"])
+    assert mixed.select(pl.exclude("row")).sort("samples").equals(found.select(pl.exclude("row")))
+    assert mixed.equals(labels.shuffled(found, 0))
+    assert not mixed.equals(labels.shuffled(found, 1))
+    assert abs(np.corrcoef(mixed["pass_rate"], found["pass_rate"])[0, 1]) < 0.3
+
+
 def measured(*rows: tuple[str, float]) -> pl.DataFrame:
     return pl.DataFrame([{"key": key, "pass_rate": rate, "samples": 4, "majority_share": 0.5, "majority_correct": True}
                          for key, rate in rows], schema=labels.MEASURED)

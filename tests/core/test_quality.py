@@ -3,9 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from scipy.stats import kstest
 from sklearn.metrics import roc_auc_score
 
-from saerl_core import quality
+from saerl_core import labels, quality
 from saerl_core.config import QualityConfig
 from saerl_core.quality import INTACT, Examples
 
@@ -105,6 +106,35 @@ def test_a_share_in_place_of_a_threshold_drops_exactly_that_share() -> None:
     bad, note = quality.low_quality(scores, 0.5, QualityConfig(drop_share=0.1))
     assert (bad == (scores < np.sort(scores)[20])).all()
     assert note == ""
+
+
+def test_shuffled_labels_close_the_gate_whatever_the_method() -> None:
+    known = examples(shift=3)
+    probe, report = quality.fit(known, QualityConfig(shuffle_labels=True))
+    assert quality.fit(known, QualityConfig())[0] is not None
+    assert probe is None
+    assert report.auc is not None
+    assert abs(report.auc - 0.5) < 0.12
+    assert (report.good, report.bad) == (200, 200)
+    shown = np.array([kind == INTACT for _, kind in report.held_out])
+    assert roc_auc_score(shown, [score for score, _ in report.held_out]) == pytest.approx(report.auc, abs=2e-3)
+
+
+def test_a_filter_by_lot_knows_a_prompts_key_and_the_seed_and_nothing_else() -> None:
+    keys = [f"{n:032x}" for n in range(2000)]
+    config = QualityConfig(method="random", drop_share=0.1)
+    scores, report = quality.by_lot(keys, config)
+    assert report.used
+    assert "drawn by lot" in report.why
+    bad, note = quality.low_quality(scores, report.threshold, config)
+    assert (bad.sum(), note) == (200, "")
+    assert kstest(scores, "uniform").pvalue > 0.01
+    again, _ = quality.by_lot(keys[::-1], config)
+    assert (again[::-1] == scores).all()
+    other, _ = quality.by_lot(keys, config.model_copy(update={"seed": 1}))
+    chosen = np.array([labels.draw(key, config.seed) for key in keys], dtype=np.float64)
+    for unrelated in (other, chosen):
+        assert abs(np.corrcoef(scores, unrelated)[0, 1]) < 0.08
 
 
 def test_answers_are_suspected_only_where_likelihood_tells_right_from_wrong() -> None:
