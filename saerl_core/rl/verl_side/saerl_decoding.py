@@ -39,34 +39,34 @@ def grouped_attention(model: Any) -> Iterator[None]:
 def make_room(cache: Any, tokens: int) -> None:
     """Replace each plain layer of a cache by one with room for so many tokens more."""
     for number, layer in enumerate(cache.layers):
-        if type(layer) is DynamicLayer:
-            cache.layers[number] = _RoomyLayer(layer, tokens)
+        if type(layer) is DynamicLayer and layer.keys is not None and layer.values is not None:
+            cache.layers[number] = _RoomyLayer(layer.keys, layer.values, tokens)
 
 
 class _RoomyLayer(DynamicLayer):
-    def __init__(self, layer: DynamicLayer, room: int) -> None:
+    def __init__(self, keys_RGTD: torch.Tensor, values_RGTD: torch.Tensor, room: int) -> None:
         super().__init__()
-        self.lazy_initialization(layer.keys, layer.values)
-        self._all_keys, self._all_values = _with_room(layer.keys, room), _with_room(layer.values, room)
-        self._show(layer.keys.shape[-2])
+        self.lazy_initialization(keys_RGTD, values_RGTD)
+        self._all_keys, self._all_values = _with_room(keys_RGTD, room), _with_room(values_RGTD, room)
+        self._length = keys_RGTD.shape[-2]
+        self._show()
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        start = self.keys.shape[-2]
-        end = start + key_states.shape[-2]
-        self._all_keys[:, :, start:end] = key_states
-        self._all_values[:, :, start:end] = value_states
-        self._show(end)
-        return self.keys, self.values
+        start, self._length = self._length, self._length + key_states.shape[-2]
+        self._all_keys[:, :, start : self._length] = key_states
+        self._all_values[:, :, start : self._length] = value_states
+        return self._show()
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
-        length = self.keys.shape[-2]
         self._all_keys, self._all_values = self._all_keys[indices], self._all_values[indices]
-        self._show(length)
+        self._show()
 
-    def _show(self, length: int) -> None:
-        self.keys, self.values = self._all_keys[:, :, :length], self._all_values[:, :, :length]
+    def _show(self) -> tuple[torch.Tensor, torch.Tensor]:
+        shown = self._all_keys[:, :, : self._length], self._all_values[:, :, : self._length]
+        self.keys, self.values = shown
+        return shown
 
 
 def _with_room(states_RGTD: torch.Tensor, room: int) -> torch.Tensor:

@@ -32,19 +32,23 @@ class RecordingReplayBuffer(ReplayBuffer):
     def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[Any, dict[str, Any]]:
         batch, metrics = super().sample(global_steps=global_steps, partition_id=partition_id, batch_size=batch_size)
         if partition_id == "train":
-            self._record(global_steps, batch)
-            # One update takes the whole batch, so its order means nothing; alike lengths side by side save padding.
-            batch.reorder(sorted(range(len(batch.tags)), key=lambda place: batch.tags[place]["seq_len"]))
+            data = transfer_queue.kv_batch_get(
+                keys=batch.keys, partition_id=partition_id, select_fields=["extra_info", "rm_scores"]
+            )
+            rows: list[Any] = [getattr(info, "data", info) for info in data["extra_info"]]
+            self._record(global_steps, rows, [float(scores.sum()) for scores in data["rm_scores"]])
+            # One update takes the whole batch, so its order decides only padding, which is less between alike lengths,
+            # and the last bits of sums, which are the same in every run because the order is.
+            sessions = [int(key.rsplit("_", 2)[1]) for key in batch.keys]  # verl's keys: prompt_answer_part
+            order = [(tag["seq_len"], int(row["index"]), session)
+                     for tag, row, session in zip(batch.tags, rows, sessions, strict=True)]
+            batch.reorder(sorted(range(len(order)), key=order.__getitem__))
         return batch, metrics
 
-    def _record(self, step: int, batch: Any) -> None:
-        data = transfer_queue.kv_batch_get(
-            keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_info", "rm_scores"]
-        )
+    def _record(self, step: int, rows: list[Any], scores: list[float]) -> None:
         rewards: dict[tuple[int, str, str], list[float]] = defaultdict(list)
-        for info, scores in zip(data["extra_info"], data["rm_scores"], strict=True):
-            row: Any = getattr(info, "data", info)
-            rewards[int(row["index"]), str(row["id"]), str(row["key"])].append(float(scores.sum()))
+        for row, score in zip(rows, scores, strict=True):
+            rewards[int(row["index"]), str(row["id"]), str(row["key"])].append(score)
         ordered = sorted(rewards)
         record = {
             "step": step,
