@@ -92,7 +92,8 @@ def test_verls_reward_manager_reads_each_answer_and_its_row(tiny_policy_dir: Pat
         NaiveRewardManager._class_initialized = True
         manager = NaiveRewardManager(SimpleNamespace(), tokenizer, compute_score)
         for place in range(3):
-            await manager.run_single(request[place : place + 1])
+            one: Any = request[place : place + 1]
+            await manager.run_single(one)
 
     asyncio.run(judge())
     assert seen == [("#7", "0", "p0"), ("no idea #12", "1", "p1"), ("#1", "2", "p2")]
@@ -101,11 +102,11 @@ def test_verls_reward_manager_reads_each_answer_and_its_row(tiny_policy_dir: Pat
 def test_log_probabilities_and_their_gradient_are_those_of_verls_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     from verl.utils import torch_functional
 
-    loop = torch_functional.logprobs_from_logits_v2
+    loop: Any = torch_functional.logprobs_from_logits_v2
     monkeypatch.setattr(torch_functional, "logprobs_from_logits_v2", loop)  # put back at the end
     monkeypatch.setenv("VERL_PLATFORM", "cpu")
     importlib.import_module("saerl_cpu_platform")
-    at_once = torch_functional.logprobs_from_logits_v2
+    at_once: Any = torch_functional.logprobs_from_logits_v2
     assert at_once is not loop
     logits_NV = torch.randn(50, 30, generator=torch.Generator().manual_seed(0)) * 5
     labels_N = torch.arange(50) % 30
