@@ -129,6 +129,12 @@ def test_texts_come_back_in_the_callers_order(tiny_policy: Policy) -> None:
     assert texts == small[::-1]
 
 
+def test_the_model_attends_as_before_once_the_answers_are_sampled(tiny_policy: Policy) -> None:
+    before = tiny_policy.model.config._attn_implementation
+    _sample(tiny_policy, PROMPTS, SamplingRule())
+    assert tiny_policy.model.config._attn_implementation == before == "sdpa"
+
+
 def test_stop_tokens_come_from_model_and_tokenizer(tiny_policy: Policy) -> None:
     assert stop_ids_of(tiny_policy.model, tiny_policy.tokenizer) == {tiny_policy.tokenizer.eos_token_id}
 

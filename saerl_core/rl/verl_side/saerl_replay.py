@@ -37,9 +37,14 @@ class RecordingReplayBuffer(ReplayBuffer):
     def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[Any, dict[str, Any]]:
         batch, metrics = super().sample(global_steps=global_steps, partition_id=partition_id, batch_size=batch_size)
         if partition_id == "train":
-            _write(self._consumed_dir, global_steps, _consumed(_rewarded_rows(batch)))
-            # One update takes the whole batch, so its order means nothing; alike lengths side by side save padding.
-            batch.reorder(sorted(range(len(batch.tags)), key=lambda place: batch.tags[place]["seq_len"]))
+            answers = _rewarded_rows(batch)
+            _write(self._consumed_dir, global_steps, _consumed(answers))
+            # One update takes the whole batch, so its order decides only padding, which is less between alike lengths,
+            # and the last bits of sums, which are the same in every run because the order is.
+            sessions = [int(key.rsplit("_", 2)[1]) for key in batch.keys]  # verl's keys: prompt_answer_part
+            order = [(tag["seq_len"], int(row["index"]), session)
+                     for tag, (row, _), session in zip(batch.tags, answers, sessions, strict=True)]
+            batch.reorder(sorted(range(len(order)), key=order.__getitem__))
         else:
             _write(self._validated_dir, global_steps, _validated(_rewarded_rows(batch)))
         return batch, metrics

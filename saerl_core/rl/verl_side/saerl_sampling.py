@@ -11,8 +11,9 @@ Shapes: R rows (one per answer), U distinct prompts, T prompt tokens after paddi
 from __future__ import annotations
 
 import hashlib
+import importlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,6 +79,15 @@ def sample_answers(
     """
     if not prompts:
         return []
+    decoding = _neighbour("saerl_decoding")
+    with decoding.grouped_attention(model):
+        return _sample(model, prompts, seeds, rule, max_tokens, stop_ids, pad_id, decoding.make_room)
+
+
+def _sample(
+    model: Any, prompts: Sequence[Sequence[int]], seeds: Sequence[int], rule: SamplingRule, max_tokens: int,
+    stop_ids: frozenset[int], pad_id: int, make_room: Callable[[Any, int], None],
+) -> list[Answer]:
     device = model.device
     distinct, row_to_distinct = _distinct(prompts)
     ids_UT, mask_UT = _left_pad(distinct, pad_id, device)
@@ -91,6 +101,7 @@ def sample_answers(
     cache, logits_RV, mask_RT, position_R = _select(
         torch.tensor(row_to_distinct, device=device), cache, output.logits[:, -1], mask_UT, positions_UT[:, -1]
     )
+    make_room(cache, max_tokens)
     stops = torch.tensor(sorted(stop_ids), device=device)
     luck_RL = None if rule.greedy else _draw_luck(seeds, max_tokens, device)
 
@@ -142,6 +153,11 @@ def stop_ids_of(model: Any, tokenizer: Any) -> frozenset[int]:
         value = getattr(owner, "eos_token_id", None)
         found.update(value if isinstance(value, list | tuple) else [] if value is None else [value])
     return frozenset(found)
+
+
+def _neighbour(name: str) -> Any:
+    """A file beside this one, which is a module of a package here and a flat module in verl's interpreter."""
+    return importlib.import_module(f"{__package__}.{name}" if __package__ else name)
 
 
 def _distinct(prompts: Sequence[Sequence[int]]) -> tuple[list[Sequence[int]], list[int]]:
