@@ -12,6 +12,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import BaseModel
 
+from flows.check import check_inputs
 from flows.publish import publish_manifest, tag_run
 from flows.stages import StageRecord, record, run_stage
 from saerl_core.artifact import ArtifactRef
@@ -59,6 +60,7 @@ ONE_WORKER: Any = ThreadPoolTaskRunner(max_workers=1)
       task_runner=ONE_WORKER)
 def curate(config: RunConfig) -> Curated:
     """Curate a prompt set into a manifest."""
+    check_inputs(config, train=False)
     with in_use(config.root):
         return _curate(config)
 

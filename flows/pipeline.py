@@ -6,6 +6,7 @@ from typing import Any
 
 from prefect import flow
 
+from flows.check import check_inputs
 from flows.curate import ONE_WORKER, curate
 from flows.outcome import manifest_figures
 from flows.publish import tag_run
@@ -16,6 +17,7 @@ from saerl_core.config import RunConfig
 @flow(name="pipeline", flow_run_name="pipeline · {config.name}", persist_result=False, task_runner=ONE_WORKER)
 def pipeline(config: RunConfig) -> dict[str, Any]:
     """From a prompt file to a policy that verl has trained on a curated manifest."""
+    check_inputs(config, train=True)
     tag_run(f"data:{config.data.name}")
     curated = curate(config)
     tag_run(f"manifest:{curated.id}")

@@ -10,12 +10,13 @@ import polars as pl
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
+from flows.check import check_training
 from flows.publish import publish, tag_run
 from flows.stages import run_stage
 from saerl_core import models, sources
 from saerl_core.artifact import ArtifactRef, write_file
 from saerl_core.config import RunConfig
-from saerl_core.errors import ArtifactError, ConfigError
+from saerl_core.errors import ArtifactError
 from saerl_core.locks import in_use
 from saerl_core.manifest import read_manifest
 from saerl_core.rl import verifiers
@@ -31,13 +32,13 @@ from tasks.train import train as train_stage
 @flow(name="train", flow_run_name="train · {config.name}", persist_result=False)
 def train(config: RunConfig, manifest: Path) -> dict[str, Any]:
     """Train the config's policy on a manifest; resume what was interrupted, skip what is done."""
+    check_training(config, manifest)
     with in_use(config.root):
         return _train(config, manifest)
 
 
 def _train(config: RunConfig, manifest: Path) -> dict[str, Any]:
-    if config.data.heldout is None:
-        raise ConfigError("data.heldout is not set: accuracy before and after training is measured on a held-out set")
+    assert config.data.heldout is not None  # checked
     root, base = config.root, Path(config.base)
     tag_run(f"data:{config.data.name}", f"manifest:{read_manifest(manifest)['id']}")
     verifier = verifiers.load(config.policy, base).identity

@@ -9,6 +9,7 @@ from typing import Any
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
+from flows.check import check_sae_training
 from flows.stages import run_stage
 from saerl_core.config import RunConfig
 from saerl_core.report.sae_training import training_markdown
@@ -19,6 +20,7 @@ from tasks.train_sae import train_sae as stage
 @flow(name="train-sae", flow_run_name="train-sae · {config.name}", persist_result=False)
 def train_sae(config: RunConfig) -> dict[str, Any]:
     """Train an SAE for the config's reader; resume what was interrupted, skip what is done."""
+    check_sae_training(config)
     training, out = training_config(config), choose_out(config)
     inputs = resolve_training(config)
     made, entry = run_stage(config, stage, inputs, config, inputs.identity, training.tokens // training.batch_tokens,

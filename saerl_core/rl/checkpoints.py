@@ -25,11 +25,16 @@ logger = logging.getLogger(__name__)
 
 def last_checkpoint(job: VerlJob) -> int | None:
     """Step of the last complete checkpoint."""
+    return step_named(job.checkpoints)
+
+
+def step_named(folder: Path) -> int | None:
+    """The step that verl names in a job's folder of checkpoints, if that one is there."""
     try:
-        step = int((job.checkpoints / _TRACKER).read_text(encoding="utf-8"))
+        step = int((folder / _TRACKER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return step if _folder(job, step).is_dir() else None
+    return step if (folder / f"global_step_{step}").is_dir() else None
 
 
 def finished_checkpoint(job: VerlJob) -> Path | None:

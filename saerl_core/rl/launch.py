@@ -103,6 +103,7 @@ def run_job(job: VerlJob, on_progress: Callable[[TrainProgress], None] | None = 
             log_start = job.log.stat().st_size if job.log.exists() else 0
             before = len(steps_seen)
             exit_code = _run_once(job, expected, steps_seen, on_progress)
+            checkpoints.note_hashes(job)
             done = finished_checkpoint(job)
             if done is not None:
                 return _result(job, done, started=True, resumed_from=resumed_from, attempts=attempt,

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from flows import cli
 from flows.curate import Curated
+from tests.conftest import ROOT
 from tests.flows.conftest import Run, toy_rows, write_config
 
 
@@ -102,7 +102,7 @@ def test_init_writes_a_config_that_checks_and_does_not_overwrite_it(saerl: Run, 
 
 def test_check_accepts_a_gpu_run_of_a_model_that_is_not_here(saerl: Run, tmp_path: Path,
                                                              make_sae: Callable[..., Path]) -> None:
-    example = Path(cli.__file__).parent.parent / "examples" / "qwen2.5-math-1.5b.yaml"
+    example = ROOT / "examples" / "qwen2.5-math-1.5b.yaml"
     data = tmp_path / "deepmath.jsonl"
     data.write_text("".join(json.dumps({"question": f"What is {i} + 1?", "final_answer": i + 1, "topic": "sums",
                                         "difficulty": 1}) + "\n" for i in range(200)))

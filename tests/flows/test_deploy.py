@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 import yaml
+from jsonpatch import JsonPatch
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.utilities.templating import apply_values
 
 from flows.deploy import POOL, deploy, deployment_file
 from flows.events import resource_id
@@ -115,3 +117,35 @@ def test_a_server_takes_the_templates_and_they_name_only_variables_that_they_def
     with get_client(sync_client=True) as client:
         pool = client.create_work_pool(WorkPoolCreate(name=f"own-{kind}", type=kind, base_job_template=template))
     assert pool.base_job_template == template
+
+
+def test_the_kubernetes_template_gives_a_job_that_prefects_worker_takes() -> None:
+    """Its check, from `prefect_kubernetes.worker`: whatever it would add to the job, or replace, is an error."""
+    template = json.loads((ROOT / "deployments" / "kubernetes.json").read_text())
+    defaults = {name: field.get("default") for name, field in template["variables"]["properties"].items()}
+    job = apply_values(template["job_configuration"]["job_manifest"],
+                       {**defaults, "name": "curate", "labels": {}, "command": "prefect flow-run execute"})
+    assert isinstance(job, dict)
+    needed = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"labels": {}}, "spec": {"template": {"spec": {
+        "parallelism": 1, "completions": 1, "restartPolicy": "Never", "containers": [{"name": "prefect-job"}]}}}}
+    assert [change for change in JsonPatch.from_diff(job, needed) if change["op"] != "remove"] == []
+    pod = job["spec"]["template"]["spec"]
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert not pod["containers"][0]["securityContext"]["allowPrivilegeEscalation"]
+    assert pod["containers"][0]["resources"]["limits"] == {"memory": "16Gi", "nvidia.com/gpu": 1}
+
+
+def test_compose_and_images_name_only_what_there_is() -> None:
+    services = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())["services"]
+    dockerfile = (ROOT / "docker" / "Dockerfile").read_text()
+    targets = set(re.findall(r"^FROM \S+ AS (\w+)$", dockerfile, re.MULTILINE))
+    for name, service in services.items():
+        build = service.get("build")
+        assert build is None or build["target"] in targets, name
+        assert "@" in service["image"] or re.fullmatch(r"[\w-]+:\d[\w.-]+", service["image"]), f"{name} is not pinned"
+        assert set(service.get("depends_on", ())) <= services.keys()
+        assert name == "deploy" or "healthcheck" in service or name == "watcher"
+        assert "init" not in service  # the images have tini
+    for source in re.findall(r"^COPY (.+) \S+$", dockerfile, re.MULTILINE):
+        assert all((ROOT / part).exists() for part in source.split())
+    assert dockerfile.count("USER saerl") == len(targets - {"base"})

@@ -13,10 +13,16 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.settings import get_current_settings
 
-from flows.curate import Curated
+from flows.curate import Curated, curate
+from flows.deploy import deploy
+from flows.train import train
+from flows.train_sae import train_sae
 from tests.conftest import TOY
-from tests.flows.conftest import Run, toy_rows, write_config
+from tests.flows.conftest import Run, make_config, toy_rows, write_config
 
 Break = Callable[[Path], list[object]]
 """Breaks something in a folder that holds `run.yaml` and its data; gives the arguments of `saerl`."""
@@ -393,6 +399,51 @@ IN_THE_RUN: dict[str, tuple[Break, tuple[str, ...]]] = {
 }
 
 
+Fill = Callable[[dict[str, Any]], dict[str, Any]]
+"""Fills the form of a deployment badly: the parameters of a sound run → other ones."""
+
+
+def form(section: str, **fields: Any) -> Fill:
+    """Other values in a section of the config."""
+    return lambda given: {**given, "config": {**given["config"], section: {**given["config"][section], **fields}}}
+
+
+def parameter(name: str, value: Any) -> Fill:
+    return lambda given: {**given, name: value}
+
+
+FORMS: dict[str, tuple[str, Fill, str]] = {
+    # what the server refuses, before there is a run
+    "unknown section": ("curate", lambda given: {"config": {**given["config"], "shedule": {}}}, "shedule"),
+    "unknown field": ("curate", form("clusters", kk=3), "kk"),
+    "unknown nested field": ("train", form("data", heldout={"path": "x", "colums": {}}), "colums"),
+    "wrong type": ("curate", form("schedule", batch_size="many"), "batch_size"),
+    "wrong choice": ("curate", form("difficulty", method="magic"), "method"),
+    "out of range": ("curate", form("features", shard_rows=0), "shard_rows"),
+    "config that is a path": ("curate", parameter("config", "run.yaml"), "config"),
+    "config that is null": ("curate", parameter("config", None), "config"),
+    "section that is a list": ("curate", lambda given: {"config": {**given["config"], "data": []}}, "data"),
+    "section that is missing": ("curate", lambda given: {"config": {"data": given["config"]["data"]}}, "features"),
+    "manifest that is a number": ("train", parameter("manifest", 5), "manifest"),
+    # what the run itself finds
+    "fields that contradict each other": ("curate", form("schedule", clusters_per_batch=99), "clusters_per_batch (99)"),
+    "name that is a path": ("curate", lambda given: {"config": {**given["config"], "name": "../x"}}, "name"),
+    "data that are gone": ("curate", form("data", path="gone.jsonl"), "gone.jsonl: no such file"),
+    "held-out set that is gone": ("train", form("data", heldout={"path": "gone.jsonl"}), "gone.jsonl: no such file"),
+    "no held-out set": ("train", form("data", heldout=None), "data.heldout is not set"),
+    "base that is gone": ("curate", lambda given: {"config": {**given["config"], "base": "/no/such/place"}},
+                          "/no/such/place/prompts.jsonl: no such file"),
+    "SAE that is gone": ("curate", form("features", sae="./gone"), "gone: no SAE"),
+    "nothing to train an SAE on": ("train-sae", lambda given: given, "sae_training is not set"),
+    # what an event may bring
+    "event without a path": ("train", parameter("manifest", ""), "no manifest.json there"),
+    "event with another path": ("train", parameter("manifest", "nowhere"), "nowhere: no such manifest"),
+    "event with a template": ("train", parameter("manifest", "{{ event.resource['saerl.path'] }}"), "no such manifest"),
+}
+FLOWS: dict[str, Any] = {"curate": curate, "train": train, "train-sae": train_sae}
+SEEN_BY_THE_SERVER = list(FORMS)[: list(FORMS).index("fields that contradict each other")]
+
+
 @pytest.fixture(scope="module")
 def bad_server() -> Iterator[str]:
     """A server that answers in whatever way the path says."""
@@ -465,5 +516,43 @@ def test_what_only_a_run_can_see_ends_it_with_one_line_and_no_manifest(saerl: Ru
     assert not list((place / "saerl-out").rglob(".tmp*"))
 
 
+@pytest.mark.parametrize("case", FORMS)
+def test_a_deployments_run_with_a_badly_filled_form_fails_with_words_and_writes_nothing(
+        place: Path, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    name, fill, words = FORMS[case]
+    before = sorted(place.rglob("*"))
+    state: Any = FLOWS[name](**fill(_form(place, name)), return_state=True)
+    assert state.is_failed()
+    assert words in state.message
+    assert "Traceback" not in state.message
+    assert sorted(place.rglob("*")) == before
+
+
+def test_a_server_does_not_even_take_a_form_that_its_schema_forbids(
+        place: Path, curated_once: tuple[Path, Curated], monkeypatch: pytest.MonkeyPatch) -> None:
+    url = get_current_settings().api.url
+    assert url is not None
+    monkeypatch.setenv("PREFECT_API_URL", url)
+    heldout = {"path": "prompts.jsonl", "columns": {"prompt": "problem"}}
+    deploy(make_config(place, data={"heldout": heldout}).model_copy(update={"name": "forms"}))
+    with get_client(sync_client=True) as client:
+        for case in SEEN_BY_THE_SERVER:
+            name, fill, words = FORMS[case]
+            deployment = client.read_deployment_by_name(f"{name}/forms")
+            with pytest.raises(PrefectHTTPStatusError) as refused:
+                client.create_flow_run_from_deployment(deployment.id, parameters=fill(_form(place, name)))
+            assert refused.value.response.status_code == 409, case
+            assert words in refused.value.response.json()["detail"], case
+
+
+def _form(folder: Path, name: str) -> dict[str, Any]:
+    """The parameters of a sound run."""
+    heldout = {"path": "prompts.jsonl", "columns": {"prompt": "problem"}}
+    tree = make_config(folder, rows=60, data={"heldout": heldout}).model_dump(mode="json")
+    (made,) = (folder / "manifests").iterdir()
+    return {"config": tree, **({"manifest": str(made)} if name == "train" else {})}
+
+
 def test_there_are_enough_of_them() -> None:
-    assert len(CASES) + len(IN_THE_RUN) >= 120
+    assert len(CASES) + len(IN_THE_RUN) + len(FORMS) >= 140

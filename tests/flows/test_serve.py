@@ -15,11 +15,13 @@ import yaml
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun, StateType
 
+from benchmarks import faults
 from benchmarks.served import until
 from flows import serve
 from saerl_core.errors import ConfigError
 from tests.flows.conftest import make_config, toy_rows, write_rows
 from tests.outside import addresses_heard
+from tests.rl import stub_trainer
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -118,3 +120,23 @@ def test_serve_listens_on_loopback_runs_deployments_revives_them_and_leaves_noth
     time.sleep(1)
     assert not [child for child in psutil.process_iter(["cmdline"])
                 if any(str(tmp_path) in part for part in child.info["cmdline"] or [])]
+
+
+@pytest.mark.e2e
+def test_a_training_that_is_cancelled_in_the_ui_ends_with_all_its_processes_and_a_new_run_resumes(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("verl", reason="verl, which checks every job, is not installed (pip install 'saerl[verl]')")
+    stub = tmp_path / "python"
+    stub.write_text(f'''#!/bin/sh
+case "$1" in
+  *saerl_fork.py) exec {sys.executable} {stub_trainer.__file__} "$@";;
+  *) exec {sys.executable} "$@";;
+esac
+''')
+    stub.chmod(0o755)
+    monkeypatch.setenv("STUB_SLEEP", "1.5")
+    monkeypatch.setenv("STUB_CHILD", "1")
+    found = faults.cancel_training(tmp_path / "case", train={"python": str(stub), "engine": "cpu"})
+    assert found.sound(), found
+    assert found.ended == 2
+    assert found.seconds < 10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from flows.events import ServerError
 from flows.watch import Change, Seen, Source
 from saerl_core.config import RunConfig
 from saerl_core.errors import DataError
+from tests.damage import cut, flip
 from tests.flows.conftest import make_config, toy_rows, write_rows
 
 
@@ -112,11 +114,39 @@ def test_what_changed_while_nobody_watched_is_told_at_the_next_start(clock: Cloc
     assert len(restarted.told) == 1
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[]", '{"data rows.jsonl": {"bogus": 1}}', "null"])
-def test_a_damaged_state_file_is_begun_anew(clock: Clock, tmp_path: Path, damage: str) -> None:
-    state = tmp_path / "state.json"
-    state.write_text(damage)
-    assert watch.read_state(state, [clock.source]) == {clock.source: Seen()}
+def state(sources: Any, version: Any = 1, **more: Any) -> str:
+    return json.dumps({"version": version, "sources": sources, **more})
+
+
+@pytest.mark.parametrize("text", [
+    "", "{", "[]", "null", "[" * 100_000, "{}", '{"data rows.jsonl": {"sha256": "0", "look": null}}', state([]),
+    state({}, version=2), state({}, version="x"), state({}, more=1), state({"data rows.jsonl": {"bogus": 1}}),
+    state({"data rows.jsonl": {"sha256": 5, "look": None}}), state({"data rows.jsonl": {"sha256": "0", "look": "x"}}),
+    state({"data rows.jsonl": {"sha256": "0", "look": [[{}]]}}), state({}, sha256="0"), state({}, sha256=1)])
+def test_a_state_file_of_another_kind_is_begun_anew_and_said_so(clock: Clock, tmp_path: Path, text: str,
+                                                                caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "state.json"
+    path.write_text(text)
+    assert watch.read_state(path, [clock.source]) == {clock.source: Seen()}
+    (line,) = caplog.messages
+    assert "state.json: " in line
+    assert "begun anew" in line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize("damage", [flip, cut])
+def test_a_state_that_was_damaged_tells_nothing_that_is_not_so(clock: Clock, tmp_path: Path,
+                                                               damage: Callable[[Path], None]) -> None:
+    path = tmp_path / "state.json"
+    watch.write_state(path, {clock.source: clock.seen})
+    damage(path)
+    again = Clock(clock.source, watch.read_state(path, [clock.source])[clock.source])
+    os.utime(clock.source.base / "rows.jsonl")
+    again.run(2)
+    assert again.told == []
+    watch.write_state(path, {clock.source: again.seen})
+    kept = watch.read_state(path, [clock.source])[clock.source]
+    assert (kept.sha256, kept.look) == (again.seen.sha256, again.seen.look)
 
 
 @settings(max_examples=40, deadline=None)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -42,7 +43,7 @@ def main() -> None:
         batch = step if os.environ.get("STUB_SWAP_AT") != str(step) else step - 1
         _record(run_dir, step, rows[(batch - 1) * batch_size : batch * batch_size])
         if step % save_every == 0 or step == steps:
-            _save(checkpoints, tracker, step)
+            _save(checkpoints, tracker, step, Path(text("actor_rollout_ref.model.path")))
         with Path(os.environ["VERL_FILE_LOGGER_PATH"]).open("a") as file:
             data = {"critic/score/mean": step / 10, "timing_s/step": 0.1, "attempt": first}
             file.write(json.dumps({"step": step, "data": data}) + "\n")
@@ -61,13 +62,11 @@ def _record(run_dir: Path, step: int, ids: list[str]) -> None:
     (folder / f"step-{step:06d}.json").write_text(json.dumps({"step": step, "ids": ids, "answers": [4] * len(ids)}))
 
 
-def _save(checkpoints: Path, tracker: Path, step: int) -> None:
-    folder = checkpoints / f"global_step_{step}" / "actor" / "huggingface"
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text("{}")
-    (folder / "model.safetensors").write_text(f"policy at step {step}")
-    (folder.parent / "optim.pt").write_text("moments")
-    (folder.parent.parent / "data.pt").write_text("place in the data")
+def _save(checkpoints: Path, tracker: Path, step: int, policy: Path) -> None:
+    folder = checkpoints / f"global_step_{step}"
+    shutil.copytree(policy, folder / "actor" / "huggingface")
+    (folder / "actor" / "optim.pt").write_text(f"moments at step {step}")
+    (folder / "data.pt").write_text("place in the data")
     tracker.write_text(str(step))
 
 

@@ -66,6 +66,7 @@ def test_a_job_survives_being_killed_and_follows_its_manifest_throughout(
     record = json.loads((job.run_dir / process.RECORD).read_text())
     members = process.members(job.run_dir, process.ProcessRecord(**record))
     assert addresses_heard(members) == {"127.0.0.1"}
+    assert psutil.Process(record["pid"]).environ()["HF_TOKEN"] == SECRETS["HF_TOKEN"]
     assert holding_secrets(Path(record["ray_dir"])) == []
 
     # The next run ends the orphans, resumes, and finishes.

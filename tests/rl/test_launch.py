@@ -13,7 +13,6 @@ from typing import Any
 import psutil
 import pytest
 
-from saerl_core import sums
 from saerl_core.errors import ArtifactError, ConfigError, TrainError
 from saerl_core.rl import process
 from saerl_core.rl.consumed import answers_per_prompt, consumed_batches
@@ -108,13 +107,11 @@ def test_a_folder_of_another_manifest_is_refused(
 
 
 def test_a_checkpoint_of_another_manifest_is_gone_on_from_when_it_is_named(
-    job: VerlJob, make_config: MakeConfig, tmp_path: Path, tiny_policy_dir: Path
+    job: VerlJob, make_config: MakeConfig, tmp_path: Path
 ) -> None:
     with pytest.raises(TrainError):
         run_job(_ordered(job, STUB_DIE_AT="4", STUB_DIE_ALWAYS="1"))
     named = job.checkpoints / "global_step_2"
-    shutil.copytree(tiny_policy_dir, named / "actor" / "huggingface", dirs_exist_ok=True)
-    sums.write(named)
     manifest = save_manifest(tmp_path / "manifests", batch_size=4, batches=6, seed=9)
     other = _stubbed(build_job(make_config(train={"resume_from": str(named)}), manifest, None, tmp_path / "other"),
                      tmp_path)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed
+from torch._C._distributed_c10d import HashStore  # torch.distributed has it, without saying so to type checkers
 from verl.plugin.platform.platform_base import PlatformBase
 from verl.plugin.platform.platform_manager import PlatformRegistry
 from verl.utils import torch_functional
@@ -150,7 +151,7 @@ def _join_without_rendezvous() -> None:
         if backend == "cpu:gloo,cpu:gloo":
             backend = "cpu:gloo"
         if kwargs.get("world_size") == 1 and kwargs.get("init_method") is None:
-            kwargs["store"] = torch.distributed.HashStore()  # pyright: ignore[reportPrivateImportUsage]  # it is public
+            kwargs["store"] = HashStore()
         return original(backend, *args, **kwargs)
 
     torch.distributed.init_process_group = init_process_group
