@@ -286,8 +286,9 @@ def kill_training(case: Case, manifest: Path, moment: Moment, start_seconds: flo
     verify_manifest(manifest)
     return Aftermath(
         moment.number, moment.stage, f"training, {reached} steps taken", moment.tree, moment.ephemeral,
-        same_bytes=consumed_batches(run) == _wanted(manifest) and digest(manifest) == before, read_again=case.read() - read,
-        leftovers=case.leftovers(), orphans=orphans + case.orphans(), seconds=round(time.monotonic() - began, 1))
+        same_bytes=consumed_batches(run) == _wanted(manifest) and digest(manifest) == before,
+        read_again=case.read() - read, leftovers=case.leftovers(), orphans=orphans + case.orphans(),
+        seconds=round(time.monotonic() - began, 1))
 
 
 def kill_trainings(folder: Path, count: int, seed: int, api: str, tell: Callable[[str], None]) -> list[Aftermath]:
