@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from saerl_core.artifact import write_file
+from saerl_core.artifact import sweep, write_file
 from saerl_core.errors import ArtifactError
 from saerl_core.hashing import hash_file
 
@@ -19,6 +19,7 @@ _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 
 def write(folder: Path) -> None:
     """List every file of a folder with its hash."""
+    sweep(folder)  # a list that a killed process had begun
     names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
     lines = [f"{hash_file(folder / name)}  {name}\n" for name in names if name != NAME]
     write_file(folder / NAME, "".join(lines).encode())

@@ -129,10 +129,11 @@ def choose_out(config: RunConfig) -> Path:
 
 
 def _is_ours(folder: Path) -> bool:
+    """By its card, or, where that is damaged, by the list of what was written with it."""
     try:
         return json.loads((folder / CARD).read_text(encoding="utf-8"))["made_by"] == _MADE_BY
     except (OSError, ValueError, KeyError, TypeError):
-        return False
+        return (folder / sums.NAME).is_file() and CARD.encode() in (folder / sums.NAME).read_bytes()
 
 
 def checkpoints(config: RunConfig, inputs: SaeInputs) -> Path:

@@ -129,3 +129,15 @@ def test_records_name_the_segment_that_holds_what_was_merged(tmp_path: Path) -> 
     untouched = published.read(tmp_path, "unconcerned")
     assert untouched is not None
     assert untouched.made_of == ["features/store/other.safetensors"]
+
+
+def test_no_flipped_bit_of_a_record_goes_unseen(tmp_path: Path) -> None:
+    """Each is refused, or changes nothing that is read."""
+    run = published.Run(flow_run_id="1", name="curate", target="toy", at="2026-01-01T00:00:00+00:00")
+    published.note(tmp_path, "x", [tmp_path / "artifacts" / "prompts-1"], run)
+    path, before = tmp_path / published.FOLDER / "x.json", published.read(tmp_path, "x")
+    content = path.read_bytes()
+    for place in range(len(content)):
+        for bit in range(8):
+            path.write_bytes(content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :])
+            assert published.read_or_none(tmp_path, "x") in (None, before)

@@ -98,7 +98,7 @@ def test_serve_listens_on_loopback_runs_deployments_revives_them_and_leaves_noth
         run = api.create_flow_run_from_deployment(api.read_deployment_by_name("curate/served").id)
         until(lambda: has_features(tmp_path, process), 300)
     members = family(process)
-    assert any("prefect.flow_engine" in member.cmdline() for member in members)
+    assert any("prefect.engine" in member.cmdline() for member in members)
     assert addresses_heard(members) == {"127.0.0.1"}  # the curation's, too
     process.kill()
     process.wait()

@@ -12,12 +12,13 @@ import yaml
 
 from flows.curate import curate
 from flows.train_sae import train_sae
-from saerl_core import sae
+from saerl_core import artifact, sae
 from saerl_core.artifact import HEADER
 from saerl_core.config import RunConfig
-from saerl_core.errors import ConfigError
+from saerl_core.errors import ConfigError, ModelError
 from saerl_core.manifest import verify_manifest
 from saerl_core.sae_training import train
+from tests.damage import cut, flip
 from tests.flows.conftest import Run
 
 SMALL = {"tokens": 8192, "batch_tokens": 256, "buffer_tokens": 1024, "d_sae": 64, "k": 4, "learning_rate": 3e-3,
@@ -80,6 +81,24 @@ def test_a_training_whose_artifact_was_deleted_is_done_again(world: Callable[...
     again = train_sae(config)
     assert again["trained_now"]
     assert contents(Path(again["sae"])) == before
+
+
+@pytest.mark.parametrize("damage", [flip, cut])
+def test_a_damaged_sae_is_refused_by_a_curation_and_written_again_by_its_training(
+        world: Callable[..., RunConfig], damage: Callable[[Path], None]) -> None:
+    config = world(sae_training=SMALL, features={"sae": "mine"})
+    out = Path(train_sae(config)["sae"])
+    before = contents(out)
+    for name in before:
+        damage(out / name)
+        if name in ("cfg.json", "sae_weights.safetensors"):
+            with pytest.raises(ModelError) as refused:
+                curate(config)
+            assert name in str(refused.value)
+            assert "\n" not in str(refused.value)
+        artifact._hash_once.cache_clear()  # as in another process
+        assert not train_sae(config)["trained_now"]
+        assert contents(out) == before
 
 
 def test_a_corpus_of_its_own_can_be_named(world: Callable[..., RunConfig], tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from saerl_core import sealed
 from saerl_core.errors import ArtifactError
 from saerl_core.rl.consumed import answers_per_prompt, consumed_batches, observed_rewards, rewards_hash
 
@@ -60,3 +62,19 @@ def test_a_broken_record_is_named(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(ArtifactError, match=path.name):
         observed_rewards(tmp_path)
+
+
+def test_no_flipped_bit_of_a_record_goes_unseen(tmp_path: Path) -> None:
+    """Each is refused, or changes nothing that is read."""
+    path = tmp_path / "consumed" / "step-000001.json"
+    sealed.write(path, {"step": 1, "ids": ["a", "b"], "keys": ["ka", "kb"], "answers": [4, 4], "rewards": [1.0, 3.5]})
+    content, before = path.read_bytes(), observed_rewards(tmp_path)
+    for place in range(len(content)):
+        for bit in range(8):
+            path.write_bytes(content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :])
+            with contextlib.suppress(ArtifactError):
+                assert observed_rewards(tmp_path).equals(before)
+    for length in range(len(content) - 1):  # the last byte ends the line
+        path.write_bytes(content[:length])
+        with pytest.raises(ArtifactError):
+            observed_rewards(tmp_path)

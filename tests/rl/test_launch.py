@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 import textwrap
 import time
@@ -182,6 +183,16 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(job: VerlJob, file:
     DAMAGES[damage](job.checkpoints / "global_step_4" / file)
     result = run_job(job)
     assert (result.resumed_from, result.steps_run_now) == (2, 4)
+
+
+def test_hashes_whose_writer_was_killed_are_written_by_the_next_run(job: VerlJob) -> None:
+    with pytest.raises(TrainError):
+        run_job(_ordered(job.model_copy(update={"retries": 0}), STUB_DIE_AT="5"))
+    last = job.checkpoints / "global_step_4"
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    (last / "SHA256SUMS").rename(last / f".tmp-{ended.pid}-SHA256SUMS")
+    assert run_job(job).resumed_from == 4
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
