@@ -32,11 +32,15 @@ def main() -> None:
     run_dir = checkpoints.parent
     batch_size, steps = int(text("data.train_batch_size")), int(text("trainer.total_training_steps"))
     save_every = int(text("trainer.save_freq"))
-    rows = pl.read_parquet(text("data.train_files"))["extra_info"].struct.field("id").to_list()
+    rows = pl.read_parquet(text("data.train_files"))["extra_info"].struct.unnest().select("id", "key").rows()
+    test_every = int(text("trainer.test_freq"))
+    heldout = pl.read_parquet(text("data.val_files"))["extra_info"].struct.unnest() if test_every > 0 else None
     tracker = checkpoints / "latest_checkpointed_iteration.txt"
     first = int(tracker.read_text()) + 1 if tracker.exists() else 1
     if os.environ.get("STUB_CHILD"):
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+    if heldout is not None and text("trainer.val_before_train").lower() == "true":
+        _validate(run_dir, first - 1, heldout)
     for step in range(first, steps + 1):
         time.sleep(float(os.environ.get("STUB_SLEEP", "0")))
         _die_if_told(run_dir, step)
@@ -44,8 +48,11 @@ def main() -> None:
         _record(run_dir, step, rows[(batch - 1) * batch_size : batch * batch_size])
         if step % save_every == 0 or step == steps:
             _save(checkpoints, tracker, step, Path(text("actor_rollout_ref.model.path")))
+        if heldout is not None and (step % test_every == 0 or step == steps):
+            _validate(run_dir, step, heldout)
         with Path(os.environ["VERL_FILE_LOGGER_PATH"]).open("a") as file:
-            data = {"critic/score/mean": step / 10, "timing_s/step": 0.1, "attempt": first}
+            data = {"critic/score/mean": step / 10, "timing_s/step": 0.1, "attempt": first,
+                    "prompt_length/mean": 30.0, "response_length/mean": 20.0}
             file.write(json.dumps({"step": step, "data": data}) + "\n")
 
 
@@ -56,10 +63,22 @@ def _die_if_told(run_dir: Path, step: int) -> None:
         raise ValueError(f"told to die at step {step}")
 
 
-def _record(run_dir: Path, step: int, ids: list[str]) -> None:
+def _record(run_dir: Path, step: int, rows: list[tuple[str, str]]) -> None:
     folder = run_dir / "consumed"
     folder.mkdir(exist_ok=True)
-    (folder / f"step-{step:06d}.json").write_text(json.dumps({"step": step, "ids": ids, "answers": [4] * len(ids)}))
+    record = {"step": step, "ids": [prompt_id for prompt_id, _ in rows], "keys": [key for _, key in rows],
+              "answers": [4] * len(rows), "rewards": [float(place % 5) for place in range(len(rows))]}
+    (folder / f"step-{step:06d}.json").write_text(json.dumps(record))
+
+
+def _validate(run_dir: Path, step: int, heldout: pl.DataFrame) -> None:
+    """Every row is answered right once training has come to its place in the file."""
+    folder = run_dir / "validated"
+    folder.mkdir(exist_ok=True)
+    record = {"step": step, "ids": heldout["id"].to_list(),
+              "greedy": heldout["greedy"].to_list() if "greedy" in heldout.columns else [False] * heldout.height,
+              "rewards": [float(index < 2 * step) for index in heldout["index"]]}
+    (folder / f"step-{step:06d}.json").write_text(json.dumps(record))
 
 
 def _save(checkpoints: Path, tracker: Path, step: int, policy: Path) -> None:
