@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import importlib
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -61,6 +60,7 @@ def test_new_weights_mean_new_answers_and_all_of_them_must_come(tiny_policy_dir:
 
 
 def test_verls_reward_manager_reads_each_answer_and_its_row(tiny_policy_dir: Path) -> None:
+    from omegaconf import OmegaConf
     from saerl_batch_loop import _reward_request
     from transformers import AutoTokenizer
     from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopOutput
@@ -89,8 +89,7 @@ def test_verls_reward_manager_reads_each_answer_and_its_row(tiny_policy_dir: Pat
     request = _reward_request(rows, outputs)
 
     async def judge() -> None:
-        NaiveRewardManager._class_initialized = True
-        manager = NaiveRewardManager(SimpleNamespace(), tokenizer, compute_score)
+        manager = NaiveRewardManager(OmegaConf.create(), tokenizer, compute_score)
         for place in range(3):
             one: Any = request[place : place + 1]
             await manager.run_single(one)

@@ -39,12 +39,7 @@ class RecordingReplayBuffer(ReplayBuffer):
         if partition_id == "train":
             answers = _rewarded_rows(batch)
             _write(self._consumed_dir, global_steps, _consumed(answers))
-            # One update takes the whole batch, so its order decides only padding, which is less between alike lengths,
-            # and the last bits of sums, which are the same in every run because the order is.
-            sessions = [int(key.rsplit("_", 2)[1]) for key in batch.keys]  # verl's keys: prompt_answer_part
-            order = [(tag["seq_len"], int(row["index"]), session)
-                     for tag, (row, _), session in zip(batch.tags, answers, sessions, strict=True)]
-            batch.reorder(sorted(range(len(order)), key=order.__getitem__))
+            batch.reorder(_training_order(batch, answers))
         else:
             _write(self._validated_dir, global_steps, _validated(_rewarded_rows(batch)))
         return batch, metrics
@@ -58,6 +53,18 @@ def _rewarded_rows(batch: Any) -> list[tuple[dict[str, Any], float]]:
     infos: Any = data["extra_info"]
     return [(getattr(info, "data", info), float(scores.sum()))
             for info, scores in zip(infos, data["rm_scores"], strict=True)]
+
+
+def _training_order(batch: Any, answers: list[tuple[dict[str, Any], float]]) -> list[int]:
+    """Places of the answers: alike lengths side by side, which saves padding, and then by prompt and number.
+
+    One update takes the whole batch, so its order changes the result only in the last bits of sums; these are equal in
+    equal runs because the order is.
+    """
+    numbers = [int(key.rsplit("_", 2)[1]) for key in batch.keys]  # verl's keys: prompt_answer_part
+    order = [(tag["seq_len"], int(row["index"]), number)
+             for tag, (row, _), number in zip(batch.tags, answers, numbers, strict=True)]
+    return sorted(range(len(order)), key=order.__getitem__)
 
 
 def _consumed(answers: list[tuple[dict[str, Any], float]]) -> dict[str, Any]:
