@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.rows import Rows, chats, lot, read_gzip
 from benchmarks.tables import Table, show
-from saerl_core import sae
+from saerl_core import sae_spec
 from saerl_core.config import DifficultyConfig, FeaturesConfig
 from saerl_core.difficulty import fit as fit_difficulty
 from saerl_core.extract import extract, load_reader
@@ -28,7 +28,7 @@ def measure_toy(labels: int = 300, samples: int = 8, held_out: int = 900) -> dic
     rows = sorted(rows, key=lambda row: lot(row["problem"]))[: labels + held_out]
     model, sae_folder = resolve("saerl:toy/lm", Path()), resolve("saerl:toy/sae", Path())
     config = FeaturesConfig(model=str(model), sae=str(sae_folder))
-    spec = sae.read_spec(sae_folder)
+    spec = sae_spec.read_spec(sae_folder)
     assert spec.layer is not None
     backbone, encoder = load_reader(model, sae_folder, spec.layer, config)
     x = inputs(extract(backbone, encoder, chats(rows), config))

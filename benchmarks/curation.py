@@ -147,7 +147,7 @@ def _config(folder: Path, k: int) -> Any:
 
 
 def _inputs(folder: Path) -> Any:
-    from saerl_core.sae import SaeSpec
+    from saerl_core.sae_spec import SaeSpec
     from tasks.inputs import Inputs
 
     none = "0" * 64

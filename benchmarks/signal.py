@@ -26,7 +26,7 @@ from benchmarks.ceiling import measure_toy
 from benchmarks.readings import Reading, read
 from benchmarks.rows import Rows, chats, load, lot, unique
 from benchmarks.tables import show
-from saerl_core import clusters, corruptions, likelihood, sae
+from saerl_core import clusters, corruptions, likelihood, sae_spec
 from saerl_core.config import ClustersConfig, DifficultyConfig, FeaturesConfig, QualityConfig
 from saerl_core.difficulty import fit as fit_difficulty
 from saerl_core.extract import extract, load_reader
@@ -55,7 +55,7 @@ def main() -> None:
 def measure_real(data: Path, reader: Path, sae_folder: Path, split: str) -> dict[str, Any]:
     """All three properties on real prompts."""
     config = FeaturesConfig(model=str(reader), sae=str(sae_folder), tokens_per_batch=8192)
-    spec = sae.read_spec(sae_folder)
+    spec = sae_spec.read_spec(sae_folder)
     assert spec.layer is not None
     assert spec.k is not None
     backbone, encoder = load_reader(reader, sae_folder, spec.layer, config)

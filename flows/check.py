@@ -6,24 +6,21 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
-import torch
 from rich.filesize import decimal
 
-from saerl_core import backbone, controls, disk, encoders, hygiene, models, prompts, sae, sae_registry, sources
+from saerl_core import controls, disk, hygiene, models, prompts, sae_registry, sources
 from saerl_core.config import RunConfig, SourceConfig
+from saerl_core.device import choose_device
 from saerl_core.errors import ConfigError
 from saerl_core.hygiene import EvaluationSet
 from saerl_core.manifest import verify_manifest
 from saerl_core.models import ModelSpec
 from saerl_core.rl import verifiers
-from saerl_core.sae import SaeSpec
-from saerl_core.sae_training.corpus import read_corpus
-from tasks.cluster import find_previous
-from tasks.label import api_key
-from tasks.manifest import check_batches
-from tasks.read import mark_unverifiable
-from tasks.train_sae import choose_out, choose_shape, corpus_source, training_config
+from saerl_core.sae_spec import SaeSpec, choose_layer, encoder_hash, encoder_spec, read_spec
+from saerl_core.schedule import check_batches
+from saerl_core.token_estimate import token_counts
 
 _SAMPLE_ROWS = 1000
 
@@ -37,7 +34,7 @@ def check_inputs(config: RunConfig, *, train: bool) -> None:
     verifiers.load(config.policy, Path(config.base))
     rows = _read(config, config.data, _SAMPLE_ROWS).height
     if rows < _SAMPLE_ROWS:  # that was all of it
-        check_batches(config, rows)
+        check_batches(config.schedule, rows)
     for source in config.data.evaluations().values():
         _read(config, source, _SAMPLE_ROWS)
     if config.data.heldout is None and train:
@@ -70,8 +67,11 @@ def check_sae_training(config: RunConfig) -> None:
     Raises:
         SaerlError: see `check_inputs`.
     """
+    from saerl_core.sae_training.corpus import read_corpus
+    from tasks.train_sae import choose_out, choose_shape, corpus_source, training_config
+
     training = training_config(config)
-    backbone.pick_device(config.features.device)
+    choose_device(config.features.device)
     choose_out(config)
     reader = models.find(config.features.model, Path(config.base))
     if reader is not None:
@@ -93,9 +93,9 @@ def check_run(config: RunConfig) -> dict[str, Any]:
     verifier = verifiers.load(config.policy, Path(config.base))
     evaluations = [EvaluationSet(name, _read(config, source)) for name, source in config.data.evaluations().items()]
     table, findings = hygiene.mark(_read(config, config.data), evaluations, config.hygiene)
-    table, note = mark_unverifiable(table, verifier)
+    table, note = verifiers.mark_unverifiable(table, verifier)
     usable = prompts.usable(table)
-    check_batches(config, usable.height)
+    check_batches(config.schedule, usable.height)
     sae_spec, model_spec, notes = _check_models(config)
     notes += [*controls.notes(config), *hygiene.summary(findings), *filter(None, [note])]
     _check_server(config)
@@ -154,13 +154,15 @@ def _read(config: RunConfig, source: SourceConfig, limit: int | None = None) -> 
 def _check_models(config: RunConfig) -> tuple[SaeSpec | None, ModelSpec | None, list[str]]:
     """SAE against reader; the SAE's shape is that of the control in its place, if there is one. What is named by hub id
     or registry and not downloaded yet is noted, not fetched."""
-    backbone.pick_device(config.features.device)
+    choose_device(config.features.device)
     notes = []
     sae_folder = sae_registry.find(config.features.sae, Path(config.base), config.root)
     if sae_folder is not None:
-        sae_spec = sae.read_spec(sae_folder)
+        sae_spec = read_spec(sae_folder)
         if config.clusters.previous is not None:
-            find_previous(config, encoders.encoder_hash(sae_folder, config.features))
+            from tasks.cluster import find_previous
+
+            find_previous(config, encoder_hash(sae_folder, config.features))
     else:
         entry = sae_registry.look_up(config.features.sae)
         sae_spec = entry.spec
@@ -175,9 +177,9 @@ def _check_models(config: RunConfig) -> tuple[SaeSpec | None, ModelSpec | None, 
     else:
         spec = models.read_spec(reader)
         if sae_spec is not None:
-            sae.choose_layer(sae_spec, spec, config.features.layer)
+            choose_layer(sae_spec, spec, config.features.layer)
     if sae_spec is not None:
-        sae_spec = encoders.encoder_spec(sae_spec, config.features)
+        sae_spec = encoder_spec(sae_spec, config.features)
     if policy is None:
         notes.append(f"policy.model {config.policy.model} is not on this machine yet; the run will download it")
     elif models.read_spec(policy).max_positions < config.policy.max_prompt_tokens + config.policy.max_response_tokens:
@@ -191,6 +193,7 @@ def _check_server(config: RunConfig) -> None:
     if config.labels.source != "server" or config.labels.server is None:
         return
     from saerl_core.rl.server import served_models
+    from tasks.label import api_key
 
     server = config.labels.server
     served = served_models(server, api_key(server))
@@ -203,17 +206,13 @@ def _cost(config: RunConfig, usable: pl.DataFrame, sae_spec: SaeSpec | None,
           model_spec: ModelSpec | None) -> dict[str, Any]:
     reader = models.find(config.features.model, Path(config.base))
     sample = usable["messages"].gather_every(max(1, usable.height // 200)).to_list()
-    if reader is not None and any(reader.glob("tokenizer*")):
-        tokenizer = models.load_tokenizer(reader, trust_remote_code=config.features.trust_remote_code)
-        lengths = [len(models.render(tokenizer, chat, chat_template=config.features.chat_template)) for chat in sample]
-    else:
-        lengths = [sum(len(message["content"]) for message in chat) / models.CHARACTERS_PER_TOKEN for chat in sample]
+    lengths = token_counts(reader, sample, chat_template=config.features.chat_template)
     copies = config.quality.count if config.quality.damages else 0
     tokens_each = sum(min(length, config.features.max_tokens) for length in lengths) / max(len(lengths), 1)
     tokens = round(tokens_each * (usable.height + copies))
     seconds = None
     if model_spec is not None and sae_spec is not None:
-        layer = sae.choose_layer(sae_spec, model_spec, config.features.layer)
+        layer = choose_layer(sae_spec, model_spec, config.features.layer)
         seconds = round(tokens * _flops_per_token(model_spec, layer, sae_spec) / _matrix_rate(config), 1)
     labelled = min(config.labels.count, usable.height) if config.labels.source in ("rollouts", "server") else 0
     steps = _batches_per_epoch(config, usable.height)
@@ -245,16 +244,22 @@ def _flops_per_token(model: ModelSpec, layer: int, sae_spec: SaeSpec) -> float:
 
 
 def _matrix_rate(config: RunConfig) -> float:
-    """Floating-point operations a second that this device does in matrix products, measured in a blink."""
-    device = backbone.pick_device(config.features.device)
-    dtype = backbone.pick_dtype(config.features.dtype, device)
-    size = 512 if device.type == "cpu" else 8192
-    matrix = torch.ones(size, size, device=device, dtype=dtype)
+    """Floating-point operations a second that this device does in matrix products, measured in a blink.
+
+    On a CPU by numpy in float32, whatever the precision asked for: torch takes a second to import.
+    """
+    if choose_device(config.features.device) == "cuda":
+        import torch
+
+        dtype = torch.float32 if config.features.dtype == "float32" else torch.bfloat16
+        matrix: Any = torch.ones(8192, 8192, device="cuda", dtype=dtype)
+    else:
+        matrix = np.ones((512, 512), dtype=np.float32)
     best = 0.0
     for _ in range(4):
         started = time.perf_counter()
         (matrix @ matrix)[0, 0].item()
-        best = max(best, 2 * size**3 / (time.perf_counter() - started))
+        best = max(best, 2 * len(matrix) ** 3 / (time.perf_counter() - started))
     return best / 3  # small kernels and everything that is not a product: a third is what extraction reaches
 
 

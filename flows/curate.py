@@ -18,6 +18,7 @@ from flows.stages import StageRecord, record, run_stage
 from saerl_core.artifact import ArtifactRef
 from saerl_core.config import RunConfig
 from saerl_core.locks import in_use
+from saerl_core.schedule import check_batches
 from tasks import manifest as manifests
 from tasks.cluster import cluster, find_previous
 from tasks.cluster import describe as describe_clusters
@@ -95,7 +96,7 @@ def _curate(config: RunConfig) -> Curated:
                     describe=_usable_note)
         features, _ = extracted(table, "gather what is left")
     usable = load_usable(table).height
-    manifests.check_batches(config, usable)
+    check_batches(config.schedule, usable)
     prompts = f"{usable:,} prompts"
     clusters = ran(cluster, root, features, config.clusters, previous, size=prompts, describe=describe_clusters)
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.filesize import decimal
@@ -17,11 +17,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
-from flows import stages
 from flows.fields import Field
-from flows.stages import StageRecord
 from saerl_core.gc import Findings
-from tasks import progress
+
+if TYPE_CHECKING:
+    from flows.stages import StageRecord
 
 console = Console(stderr=True, highlight=False)
 
@@ -29,6 +29,9 @@ console = Console(stderr=True, highlight=False)
 @contextmanager
 def watching(only: Callable[[StageRecord], bool] | None = None) -> Iterator[None]:
     """Show progress of the flow that runs inside the context, and a line for each stage that ends, or for some."""
+    from flows import stages  # Prefect takes a second to import
+    from tasks import progress
+
     columns = (TextColumn("  {task.description}"), BarColumn(bar_width=28), MofNCompleteColumn(),
                TextColumn("{task.fields[note]}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bars:

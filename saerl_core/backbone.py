@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from saerl_core.device import choose_device
 from saerl_core.errors import ModelError
 from saerl_core.models import UNREADABLE, load_tokenizer
 
@@ -51,11 +52,7 @@ def pick_device(asked: Literal["auto", "cpu", "cuda"]) -> torch.device:
     Raises:
         ModelError: `cuda` is asked for and there is none.
     """
-    if asked == "cuda" and not torch.cuda.is_available():
-        raise ModelError("features.device is 'cuda' but torch sees no GPU here; set it to 'auto' or 'cpu'")
-    if asked == "auto":
-        asked = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(asked)
+    return torch.device(choose_device(asked))
 
 
 def pick_dtype(asked: Literal["auto", "float32", "bfloat16"], device: torch.device) -> torch.dtype:

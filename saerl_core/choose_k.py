@@ -14,7 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.metrics import adjusted_mutual_info_score
 
 from saerl_core.config import ClustersConfig
 from saerl_core.kmeans import assign, fit
@@ -85,6 +84,8 @@ def most_stable(curve: list[Stability]) -> int:
 
 
 def _stability(vectors: np.ndarray, k: int, splits: list[np.ndarray], config: ClustersConfig) -> Stability:
+    from sklearn.metrics import adjusted_mutual_info_score  # more than a second to import
+
     agreement = []
     for number, order in enumerate(splits):
         halves = np.split(order, [len(order) // 2])

@@ -11,7 +11,7 @@ from rich.filesize import decimal
 from safetensors import SafetensorError, safe_open
 
 from saerl_core.errors import ArtifactError
-from saerl_core.sae import SaeSpec
+from saerl_core.sae_spec import SaeSpec
 
 _BYTES_PER_ENTRY = 12
 """A feature that fires on a prompt: its number, mean and maximum."""

@@ -15,50 +15,20 @@ Legend: D residual width (d_in), S features (d_sae), T tokens.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from saerl_core.config import FeaturesConfig
-from saerl_core.controls import RANDOM, RESIDUAL
-from saerl_core.hashing import hash_value
-from saerl_core.sae import Sae, SaeSpec, dense, in_chunks, load_sae, read_spec, sae_hash, top_k
-
-_K = 64
-"""Features that a random projection fires on a token, where the SAE neither fixes nor states how many it fires."""
-
-
-def encoder_spec(sae: SaeSpec, config: FeaturesConfig) -> SaeSpec:
-    """The shape of the encoder that `features.encoder` names, from the shape of the SAE."""
-    match config.encoder:
-        case "random":
-            k = sae.k or min(round(sae.l0 or _K), sae.d_sae)
-            return replace(sae, architecture=RANDOM, k=k, heldout_fvu=None, l0=None)
-        case "residual":  # of a dimension's two parts one is zero
-            return replace(sae, architecture=RESIDUAL, d_sae=2 * sae.d_in, k=sae.d_in, heldout_fvu=None, l0=None)
-        case _:
-            return sae
-
-
-def encoder_hash(folder: Path, config: FeaturesConfig) -> str:
-    """Content hash of the encoder: of the SAE in `folder`, or of all that decides what the control gives.
-
-    Raises:
-        ModelError: see `sae.read_spec`.
-    """
-    if config.encoder == "sae":
-        return sae_hash(folder)
-    spec = encoder_spec(read_spec(folder), config)
-    seed = config.encoder_seed if config.encoder == "random" else None
-    return hash_value([spec.architecture, spec.d_in, spec.d_sae, spec.k, seed])
+from saerl_core.sae import Sae, dense, in_chunks, load_sae, top_k
+from saerl_core.sae_spec import encoder_spec, read_spec
 
 
 def load_encoder(folder: Path, config: FeaturesConfig, device: torch.device, dtype: torch.dtype) -> Sae:
     """The encoder, on its device.
 
     Raises:
-        ModelError: see `sae.read_spec` and `sae.load_sae`.
+        ModelError: see `sae_spec.read_spec` and `sae.load_sae`.
     """
     if config.encoder == "sae":
         return load_sae(folder, device, dtype)

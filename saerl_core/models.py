@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 _CONTENT = ("*.json", "*.safetensors", "*.jinja", "*.model", "merges.txt", "vocab.txt")
 """The files that make a model what it is. No pickled weights: only safetensors are read."""
 
-CHARACTERS_PER_TOKEN = 3.5
-"""A guess for estimates, where no tokenizer is at hand."""
-
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError)
 """What transformers, tokenizers and sae-lens raise for a folder that they cannot read."""
 

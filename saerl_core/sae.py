@@ -1,8 +1,8 @@
-"""An SAE on disk → a checked encoder.
+"""An SAE's weights → an encoder on its device.
 
-The shape comes from `cfg.json` alone, so that a misfit shows in milliseconds. The weights come through sae-lens,
-which knows every version of the format. TopK, JumpReLU and ReLU SAEs are then encoded here, all other architectures by
-sae-lens's own `encode`; a chunk of tokens at a time, and only what fires leaves the chunk.
+The weights come through sae-lens, which knows every version of the format. TopK, JumpReLU and ReLU SAEs are then
+encoded here, all other architectures by sae-lens's own `encode`; a chunk of tokens at a time, and only what fires
+leaves the chunk.
 
 Legend: T tokens, D residual width (d_in), S features (d_sae), K active features per token, N features that fire, over
 all tokens.
@@ -10,8 +10,6 @@ all tokens.
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +17,8 @@ from typing import Any
 
 import torch
 
-from saerl_core import sums
-from saerl_core.errors import ArtifactError, ConfigError, ModelError
-from saerl_core.hashing import hash_files
-from saerl_core.models import UNREADABLE, ModelSpec
-
-SAE_FILES = ("cfg.json", "sae_weights.safetensors")
-_RESIDUAL_HOOK = re.compile(r"^blocks\.(\d+)\.hook_resid_(pre|post)$")
+from saerl_core.errors import ModelError
+from saerl_core.models import UNREADABLE
 
 Entries = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """(values_N, token_N, feature_N): the features that fire on some tokens, tokens ascending."""
@@ -36,122 +29,6 @@ Decode = Callable[[Entries, int], torch.Tensor]
 
 _CHUNK_ELEMENTS = 1 << 26
 """Most pre-activations in memory at a time: 256 MiB in float32."""
-
-
-@dataclass(frozen=True)
-class SaeSpec:
-    """What `cfg.json` says about an SAE."""
-
-    architecture: str
-    d_in: int
-    d_sae: int
-    k: int | None
-    """Features that fire on a token, where the architecture fixes that."""
-    layer: int | None
-    """The SAE reads the residual stream after this layer; None where the file does not say."""
-    heldout_fvu: float | None
-    """Fraction of variance that it leaves unexplained of text like its training text, in the median document; None
-    where the file does not say."""
-    l0: float | None = None
-    """Features that fire on a token, on average over text like its training text; None where the file does not say."""
-
-
-def read_spec(folder: Path) -> SaeSpec:
-    """Shape of the SAE in `folder`, without loading a weight.
-
-    Raises:
-        ModelError: a file is missing or broken, or the SAE does not read the residual stream.
-    """
-    path = folder / "cfg.json"
-    for name in SAE_FILES:
-        if not (folder / name).is_file():
-            raise ModelError(f"{folder}: no SAE in sae-lens's format there (no {name}); to train one there, run "
-                             "`saerl train-sae` with this config")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: not an SAE configuration: {type(error).__name__}: {error}") from error
-    return parse_spec(config, str(path))
-
-
-def parse_spec(config: dict[str, Any], where: str) -> SaeSpec:
-    """Shape of an SAE, from what sae-lens calls its configuration.
-
-    Raises:
-        ModelError: a number is missing, or the SAE does not read the residual stream.
-    """
-    try:
-        metadata = config.get("metadata") or {}
-        hook = metadata.get("hook_name") or config.get("hook_name")
-        spec = SaeSpec(
-            architecture=str(config.get("architecture", "standard")),
-            d_in=int(config["d_in"]),
-            d_sae=int(config["d_sae"]),
-            k=int(config["k"]) if config.get("k") else None,
-            layer=_layer(hook),
-            heldout_fvu=metadata.get("heldout_fvu"),
-            l0=float(metadata["l0"]) if metadata.get("l0") else None,
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{where}: not an SAE configuration: {type(error).__name__}: {error}") from error
-    if spec.k is not None and spec.k > spec.d_sae:
-        raise ModelError(f"{where}: k = {spec.k} features at once, of d_sae = {spec.d_sae}")
-    if hook and spec.layer is None:
-        raise ModelError(f"{where}: the SAE was trained on {hook!r}; SAERL reads the residual stream "
-                         "(blocks.N.hook_resid_post)")
-    return spec
-
-
-def _layer(hook: str | None) -> int | None:
-    match = _RESIDUAL_HOOK.match(hook or "")
-    if match is None:
-        return None
-    layer = int(match.group(1)) - (match.group(2) == "pre")  # what enters block N is what leaves block N - 1
-    return layer if layer >= 0 else None
-
-
-def choose_layer(sae: SaeSpec, model: ModelSpec, asked: int | None) -> int:
-    """The layer to read, after checking that model, SAE and config agree.
-
-    Raises:
-        ModelError: `d_in` is not the model's width.
-        ConfigError: no layer is known, it does not exist, or it is not the SAE's.
-    """
-    if sae.d_in != model.d_model:
-        raise ModelError(f"features.sae has d_in {sae.d_in}, features.model has a residual stream of {model.d_model}: "
-                         "the SAE was trained on another model")
-    layer = sae.layer if asked is None else asked
-    if layer is None:
-        raise ConfigError("features.layer is not set and the SAE's cfg.json does not name its hook: set features.layer")
-    if layer >= model.layers:
-        raise ConfigError(f"features.layer = {layer}: features.model has {model.layers} layers (0 to "
-                          f"{model.layers - 1})")
-    if sae.layer is not None and layer != sae.layer:
-        raise ConfigError(f"features.layer = {layer}: features.sae was trained on layer {sae.layer}; "
-                          "leave features.layer out to use that")
-    return layer
-
-
-def tidy(weights: Path, config: Path) -> None:
-    """Make what sae-lens has written readable to all and, its keys sorted, the same from process to process."""
-    config.write_text(json.dumps(json.loads(config.read_text()), indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    for path in (weights, config):
-        path.chmod(0o644)
-
-
-def sae_hash(folder: Path) -> str:
-    """Content hash of an SAE: configuration and weights.
-
-    Raises:
-        ModelError: `saerl train-sae` wrote it, and it is not what was written.
-    """
-    if (folder / sums.NAME).exists():
-        try:
-            sums.check(folder, SAE_FILES)
-        except ArtifactError as error:
-            raise ModelError(f"{error}; `saerl train-sae` writes it again; if the change is yours, delete "
-                             f"{folder / sums.NAME}") from error
-    return hash_files(folder, (folder / name for name in SAE_FILES))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from saerl_core import locations
 from saerl_core.artifact import staging
 from saerl_core.errors import ConfigError, ModelError
 from saerl_core.models import UNREADABLE
-from saerl_core.sae import SaeSpec, parse_spec, tidy
+from saerl_core.sae_spec import SaeSpec, parse_spec, tidy
 
 PREFIX = "sae-lens:"
 _OFFLINE_CONFIGS = {"gemma_2", "qwen_scope", "deepseek_r1"}

@@ -15,7 +15,7 @@ import numpy as np
 
 from saerl_core.apportion import apportion
 from saerl_core.config import ScheduleConfig
-from saerl_core.errors import DataError
+from saerl_core.errors import ConfigError, DataError
 
 VERSION = 2
 
@@ -32,6 +32,17 @@ class Schedule:
     """int32 [batches]"""
     dropped: dict[ScheduleDropReason, np.ndarray]
     """reason → int64 row numbers, ascending: the rows that no batch holds"""
+
+
+def check_batches(config: ScheduleConfig, rows: int) -> None:
+    """Tell early what the manifest stage would tell late: a batch that the data cannot fill.
+
+    Raises:
+        ConfigError: `schedule.batch_size` is larger than the data.
+    """
+    if rows < config.batch_size:
+        raise ConfigError(f"schedule.batch_size = {config.batch_size} is larger than the data: "
+                          f"{rows} usable prompts")
 
 
 def make_schedule(clusters: np.ndarray, difficulty: np.ndarray, config: ScheduleConfig) -> Schedule:

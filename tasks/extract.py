@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 from pydantic import BaseModel
 
-from saerl_core import artifact, disk, feature_store, features, locks, models, published
+from saerl_core import artifact, disk, feature_store, features, locks, published
 from saerl_core.artifact import ArtifactRef
 from saerl_core.backbone import Backbone
 from saerl_core.config import FeaturesConfig
@@ -17,6 +17,7 @@ from saerl_core.controls import RESIDUAL
 from saerl_core.extract import extract, load_reader
 from saerl_core.hashing import hash_value
 from saerl_core.sae import Sae
+from saerl_core.token_estimate import CHARACTERS_PER_TOKEN
 from tasks.caching import keep_results, stage
 from tasks.inputs import Inputs
 from tasks.limits import device_slot
@@ -179,6 +180,6 @@ def _check_disk(root: Path, inputs: Inputs, source: ArtifactRef, known: Containe
     missing = {key: row for row, key in enumerate(load_keys(source)) if key not in known}
     chats = _messages(source.path).gather(list(missing.values())).to_list()
     characters = sum(len(message["content"]) for chat in chats for message in chat)
-    tokens_each = characters / models.CHARACTERS_PER_TOKEN / max(len(chats), 1)
+    tokens_each = characters / CHARACTERS_PER_TOKEN / max(len(chats), 1)
     needed = 2 * disk.feature_bytes(len(chats), tokens_each, inputs.encoder)
     disk.require(root, needed, f"the features of {len(chats):,} prompts")

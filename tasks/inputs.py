@@ -11,13 +11,14 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel, ConfigDict
 
-from saerl_core import encoders, models, sae, sae_registry, sources
+from saerl_core import models, sae_registry, sources
 from saerl_core.config import RunConfig
 from saerl_core.extract import extraction_parameters
 from saerl_core.feature_store import store_name
 from saerl_core.rl import verifiers
 from saerl_core.rl.consumed import rewards_hash
-from saerl_core.sae import SaeSpec
+from saerl_core.sae_spec import SaeSpec, choose_layer, encoder_spec, read_spec
+from saerl_core.sae_spec import encoder_hash as hash_encoder
 
 
 class Inputs(BaseModel):
@@ -59,19 +60,19 @@ def resolve_inputs(config: RunConfig) -> Inputs:
     data = sources.find_files(config.data, base)
     evaluations = {name: sources.find_files(source, base) for name, source in config.data.evaluations().items()}
     sae_folder = sae_registry.fetch(config.features.sae, base, config.root)
-    sae_spec = sae.read_spec(sae_folder)
+    sae = read_spec(sae_folder)
     model = models.fetch(config.features.model, base)
     policy = models.fetch(config.policy.model, base)
     spec = models.read_spec(model)
-    layer = sae.choose_layer(sae_spec, spec, config.features.layer)
-    model_hash, encoder_hash = models.model_hash(model), encoders.encoder_hash(sae_folder, config.features)
+    layer = choose_layer(sae, spec, config.features.layer)
+    model_hash, encoder_hash = models.model_hash(model), hash_encoder(sae_folder, config.features)
     rewards = config.resolve(config.difficulty.rewards) if config.difficulty.rewards else None
     store = store_name(model_hash, encoder_hash, extraction_parameters(config.features, layer))
     return Inputs(
         data=data, data_hash=sources.content_hash(data), evaluations=evaluations,
         evaluation_hashes={name: sources.content_hash(files) for name, files in evaluations.items()},
         model=model, model_hash=model_hash, layers=spec.layers, d_model=spec.d_model,
-        sae=sae_folder, encoder=encoders.encoder_spec(sae_spec, config.features), encoder_hash=encoder_hash,
+        sae=sae_folder, encoder=encoder_spec(sae, config.features), encoder_hash=encoder_hash,
         layer=layer, store=config.root / "features" / store, policy=policy,
         policy_hash=model_hash if policy == model else models.model_hash(policy),
         verifier=verifiers.load(config.policy, base).identity,

@@ -15,7 +15,6 @@ from saerl_core import manifest as core
 from saerl_core.artifact import ArtifactRef
 from saerl_core.clusters import Codebook
 from saerl_core.config import RunConfig, ScheduleConfig
-from saerl_core.errors import ConfigError
 from saerl_core.features import FeatureRows
 from saerl_core.hashing import hash_value
 from saerl_core.manifest import Curation
@@ -141,17 +140,6 @@ def provenance_of(config: RunConfig, inputs: Inputs) -> dict[str, Any]:
         "policy": {"sha256": inputs.policy_hash, "verifier": inputs.verifier},
         "rewards": {"sha256": inputs.rewards_hash} if inputs.rewards_hash else None,
     }
-
-
-def check_batches(config: RunConfig, rows: int) -> None:
-    """Tell early what the manifest stage would tell late: a batch that the data cannot fill.
-
-    Raises:
-        ConfigError: `schedule.batch_size` is larger than the data.
-    """
-    if rows < config.schedule.batch_size:
-        raise ConfigError(f"schedule.batch_size = {config.schedule.batch_size} is larger than the data: "
-                          f"{rows} usable prompts")
 
 
 def _label_columns(labels: ArtifactRef | None, length: int) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,6 @@ from saerl_core.artifact import ArtifactRef
 from saerl_core.config import DataConfig, HygieneConfig, PolicyConfig
 from saerl_core.hygiene import EvaluationSet, Findings
 from saerl_core.rl import verifiers
-from saerl_core.rl.verifiers import Verifier
 from tasks.caching import stage
 
 TABLE = "prompts.parquet"
@@ -30,7 +29,7 @@ def read(root: Path, files: tuple[Path, ...], evaluations: dict[str, tuple[Path,
     sets = [EvaluationSet(name, prompts.read_table(evaluations[name], source, data))
             for name, source in data.evaluations().items()]
     table, findings = hygiene.mark(prompts.read_table(files, data, data), sets, config)
-    table, _ = mark_unverifiable(table, verifiers.load(policy, base))
+    table, _ = verifiers.mark_unverifiable(table, verifiers.load(policy, base))
     tokenizer = models.load_tokenizer(policy_path, trust_remote_code=policy.trust_remote_code)
     table = prompts.mark_too_long(
         table, lambda chats: [len(ids) for ids in models.render_all(tokenizer, chats, chat_template=True)],
@@ -44,18 +43,6 @@ def seal_table(root: Path, stage_name: str, table: pl.DataFrame, findings: Findi
         table.write_parquet(staged / TABLE)
         artifact.write_json(staged / FINDINGS, findings)
         return artifact.seal(staged, "prompts", {"stage": stage_name, "rows": table.height})
-
-
-def mark_unverifiable(table: pl.DataFrame, verifier: Verifier) -> tuple[pl.DataFrame, str]:
-    """Mark usable rows whose reference answer the verifier does not accept as its own answer.
-
-    Returns:
-        The table, and a note where the verifier cannot be asked.
-    """
-    refused, note = verifiers.unverifiable(table["answer"].to_list(), verifier)
-    reason = pl.when(pl.col("drop_reason").is_null() & pl.Series(refused, dtype=pl.Boolean)).then(
-        pl.lit("unverifiable_answer")).otherwise(pl.col("drop_reason"))
-    return table.with_columns(drop_reason=reason), note
 
 
 def load_table(ref: ArtifactRef) -> pl.DataFrame:

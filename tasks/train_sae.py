@@ -18,7 +18,7 @@ from saerl_core.extract import extraction_parameters
 from saerl_core.hashing import hash_value
 from saerl_core.models import ModelSpec
 from saerl_core.report import sae_training as report
-from saerl_core.sae import SAE_FILES
+from saerl_core.sae_spec import SAE_FILES
 from saerl_core.sae_training import corpus, figures, train
 from saerl_core.sae_training.trainer import save_sae
 from tasks.caching import stage

@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from benchmarks import faults
-from saerl_core import artifact, gc, locations, models, published, sae
+from saerl_core import artifact, gc, locations, models, published, sae_spec
 from saerl_core.artifact import ArtifactRef
 from saerl_core.config import build_config
 from saerl_core.errors import ConfigError, ModelError, SaerlError
@@ -96,7 +96,7 @@ def test_pickled_weights_of_an_sae_are_not_read(tmp_path: Path, bomb: bytes, mar
     (folder / "sae_weights.safetensors").rename(folder / "sae.pt")
     (folder / "sae.pt").write_bytes(bomb)
     with pytest.raises(ModelError, match="no SAE"):
-        sae.read_spec(folder)
+        sae_spec.read_spec(folder)
     (folder / "sae_weights.safetensors").write_bytes(bomb)
     with pytest.raises(ModelError):
         load_sae(folder, torch.device("cpu"), torch.float32)

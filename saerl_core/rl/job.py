@@ -12,11 +12,11 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict
 
 from saerl_core import models, sealed, sums
 from saerl_core.config import RunConfig
+from saerl_core.device import has_gpu
 from saerl_core.errors import ArtifactError, ConfigError, ModelError
 from saerl_core.hashing import hash_file, hash_value
 from saerl_core.manifest import verify_manifest
@@ -221,7 +221,7 @@ def resolve_engine(config: RunConfig) -> Engine:
     """
     engine = config.train.engine
     if engine == "auto":
-        engine = "gpu" if torch.cuda.is_available() else "cpu"
+        engine = "gpu" if has_gpu() else "cpu"
     if engine == "cpu" and (config.train.gpus > 1 or config.train.nodes > 1):
         raise ConfigError(f"train.gpus = {config.train.gpus}, train.nodes = {config.train.nodes}: the CPU engine has "
                           "one worker; set both to 1, or train.engine: gpu")

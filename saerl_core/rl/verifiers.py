@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 
 from saerl_core.config import PolicyConfig
 from saerl_core.errors import ConfigError
@@ -74,6 +75,18 @@ def unverifiable(answers: list[str], verifier: Verifier) -> tuple[np.ndarray, st
             "own, so unverifiable answers cannot be told")
     refused = {answer for answer in distinct if not verifier.accepts(answer)}
     return np.array([answer in refused for answer in answers], dtype=bool), ""
+
+
+def mark_unverifiable(table: pl.DataFrame, verifier: Verifier) -> tuple[pl.DataFrame, str]:
+    """Mark usable rows whose reference answer the verifier does not accept as its own answer.
+
+    Returns:
+        The table, and a note where the verifier cannot be asked.
+    """
+    refused, note = unverifiable(table["answer"].to_list(), verifier)
+    reason = pl.when(pl.col("drop_reason").is_null() & pl.Series(refused, dtype=pl.Boolean)).then(
+        pl.lit("unverifiable_answer")).otherwise(pl.col("drop_reason"))
+    return table.with_columns(drop_reason=reason), note
 
 
 def stated_answer(response: str) -> str | None:

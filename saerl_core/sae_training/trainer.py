@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from saerl_core.sae import tidy
+from saerl_core.sae_spec import tidy
 
 if TYPE_CHECKING:
     from sae_lens import SAETrainer, TrainingSAE

@@ -10,7 +10,7 @@ import pytest
 
 from saerl_core import disk
 from saerl_core.errors import ArtifactError
-from saerl_core.sae import SaeSpec
+from saerl_core.sae_spec import SaeSpec
 from tests.conftest import TOY
 
 Usage = namedtuple("Usage", "total used free")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from saerl_core import encoders, extract, models, sae
+from saerl_core import encoders, extract, models, sae, sae_spec
 from saerl_core.config import FeaturesConfig
 from saerl_core.features import FeatureRows, health
 from tests.core.test_extract import PROMPTS, dense_max
@@ -80,7 +80,7 @@ def test_as_many_random_features_fire_as_the_sae_fires_or_a_stated_number(
         cfg["metadata"]["l0"] = stated
         (folder / "cfg.json").write_text(json.dumps(cfg))
     settings = config(encoder="random")
-    assert encoders.encoder_spec(sae.read_spec(folder), settings).k == k
+    assert sae_spec.encoder_spec(sae_spec.read_spec(folder), settings).k == k
     h_TD = torch.randn(20, 32, generator=torch.Generator().manual_seed(1))
     _, token_N, _ = encoders.load_encoder(folder, settings, torch.device("cpu"), torch.float32).encode(h_TD)
     positive_T = (h_TD @ encoders.random_directions(32, 96, 0) > 0).sum(1)
@@ -91,17 +91,17 @@ def test_as_many_random_features_fire_as_the_sae_fires_or_a_stated_number(
 def test_a_control_is_known_by_what_it_computes_and_not_by_the_saes_weights(
         make_sae: Callable[..., Path], encoder: str) -> None:
     one, other, wider = make_sae(seed=0), make_sae(seed=1), make_sae(d_in=64)
-    found = {folder: encoders.encoder_hash(folder, config(encoder=encoder)) for folder in (one, other, wider)}
+    found = {folder: sae_spec.encoder_hash(folder, config(encoder=encoder)) for folder in (one, other, wider)}
     assert found[one] == found[other] != found[wider]
-    assert found[one] not in {sae.sae_hash(one), encoders.encoder_hash(one, config(encoder="sae"))}
-    reseeded = encoders.encoder_hash(one, config(encoder=encoder, encoder_seed=1))
+    assert found[one] not in {sae_spec.sae_hash(one), sae_spec.encoder_hash(one, config(encoder="sae"))}
+    reseeded = sae_spec.encoder_hash(one, config(encoder=encoder, encoder_seed=1))
     assert (reseeded == found[one]) == (encoder == "residual")
 
 
 def test_the_sae_is_known_by_its_files(make_sae: Callable[..., Path]) -> None:
     folder = make_sae()
-    assert encoders.encoder_hash(folder, config()) == sae.sae_hash(folder)
-    assert encoders.encoder_spec(sae.read_spec(folder), config()) == sae.read_spec(folder)
+    assert sae_spec.encoder_hash(folder, config()) == sae_spec.sae_hash(folder)
+    assert sae_spec.encoder_spec(sae_spec.read_spec(folder), config()) == sae_spec.read_spec(folder)
 
 
 @pytest.mark.parametrize("encoder", ["random", "residual"])

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from saerl_core import backbone, extract, models, sae
+from saerl_core import backbone, extract, models, sae, sae_spec
 from saerl_core.config import FeaturesConfig
 from saerl_core.errors import ConfigError, ModelError
 from saerl_core.features import FeatureRows, health
@@ -228,11 +228,11 @@ def test_an_sae_that_does_not_fit_the_model_is_refused_by_its_shape(
         complaint: str) -> None:
     folder = make_sae("topk", **spec)
     with pytest.raises((ConfigError, ModelError), match=complaint):
-        sae.choose_layer(sae.read_spec(folder), models.read_spec(tiny_reader), asked)
+        sae_spec.choose_layer(sae_spec.read_spec(folder), models.read_spec(tiny_reader), asked)
 
 
 def test_a_hook_before_a_block_is_the_layer_below(make_sae: Callable[..., Path]) -> None:
-    assert sae.read_spec(make_sae("topk", hook="blocks.2.hook_resid_pre")).layer == 1
+    assert sae_spec.read_spec(make_sae("topk", hook="blocks.2.hook_resid_pre")).layer == 1
 
 
 @pytest.mark.parametrize("damage", ["no weights", "no json", "broken json", "not an object", "broken weights"])
@@ -250,7 +250,7 @@ def test_a_damaged_sae_folder_is_refused_in_one_line(make_sae: Callable[..., Pat
         case "broken weights":
             (folder / "sae_weights.safetensors").write_bytes(b"no")
     with pytest.raises(ModelError) as caught:
-        sae.load_sae(folder, torch.device("cpu"), torch.float32) if sae.read_spec(folder) else None
+        sae.load_sae(folder, torch.device("cpu"), torch.float32) if sae_spec.read_spec(folder) else None
     assert "\n" not in str(caught.value)
 
 

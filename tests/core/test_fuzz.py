@@ -15,7 +15,7 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from saerl_core import artifact, feature_store, features, models, prompts, sae
+from saerl_core import artifact, feature_store, features, models, prompts, sae_spec
 from saerl_core.clusters import read_codebook
 from saerl_core.config import ColumnsConfig, DataConfig, RunConfig, build_config, load_config
 from saerl_core.errors import ArtifactError, ConfigError, DataError, ModelError
@@ -181,7 +181,7 @@ def test_arbitrary_json_is_a_record_a_metric_a_model_an_sae_or_an_error(content:
         (workspace / name).write_bytes(content)
     with contextlib.suppress(ArtifactError):
         read_record(workspace, "x")
-    for read in (models.read_spec, sae.read_spec):
+    for read in (models.read_spec, sae_spec.read_spec):
         with contextlib.suppress(ModelError):
             read(workspace)
     parse_line(content.decode(errors="replace"))

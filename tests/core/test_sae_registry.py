@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from saerl_core import sae, sae_registry
+from saerl_core import sae_registry, sae_spec
 from saerl_core.errors import ConfigError, ModelError
 
 GPT2 = "sae-lens:gpt2-small-res-jb/blocks.8.hook_resid_pre"
@@ -78,7 +78,7 @@ def test_an_sae_is_downloaded_once_and_kept_as_safetensors(hub: list[str], tmp_p
     assert hub[0] == "jbloom/GPT2-Small-SAEs-Reformatted/blocks.8.hook_resid_pre/cfg.json"
     assert {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()} == {
         "cfg.json": 0o644, "sae_weights.safetensors": 0o644}
-    spec = sae.read_spec(folder)
+    spec = sae_spec.read_spec(folder)
     assert (spec.d_in, spec.d_sae, spec.layer, spec.heldout_fvu) == (32, 96, 7, 0.1)
     SAE.load_from_disk(str(folder))
     requests = len(hub)

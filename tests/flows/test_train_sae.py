@@ -12,7 +12,7 @@ import yaml
 
 from flows.curate import curate
 from flows.train_sae import train_sae
-from saerl_core import artifact, sae
+from saerl_core import artifact, sae_spec
 from saerl_core.artifact import HEADER
 from saerl_core.config import RunConfig
 from saerl_core.errors import ConfigError, ModelError
@@ -39,9 +39,9 @@ def test_an_sae_is_trained_once_and_then_read_by_a_curation(
     assert set(contents(out)) == {"cfg.json", "sae_weights.safetensors", "card.json", "curve.json", "report.html",
                                   "SHA256SUMS"}
     assert {path.stat().st_mode & 0o777 for path in out.iterdir()} == {0o644}
-    assert sae.read_spec(out).layer == 2  # the middle one
+    assert sae_spec.read_spec(out).layer == 2  # the middle one
     assert first["heldout"]["explained_variance"] > 0.5
-    assert sae.read_spec(out).heldout_fvu == first["heldout"]["document_fvu"] > 0.1
+    assert sae_spec.read_spec(out).heldout_fvu == first["heldout"]["document_fvu"] > 0.1
     assert first["heldout"]["cross_entropy"]["tokens"] > 300
     assert not list((config.root / "sae-training").iterdir())
     assert "explains" in (out / "report.html").read_text()
@@ -108,7 +108,7 @@ def test_a_corpus_of_its_own_can_be_named(world: Callable[..., RunConfig], tmp_p
     found = train_sae(world(features={"sae": "mine"}, sae_training={
         **SMALL, "corpus": {"path": "corpus.jsonl"}, "architecture": "batchtopk", "layer": 1}))
     assert (found["layer"], found["training"]["documents"] + found["heldout"]["documents"]) == (1, 80)
-    assert sae.read_spec(Path(found["sae"])).architecture == "jumprelu"  # as batchtopk is read
+    assert sae_spec.read_spec(Path(found["sae"])).architecture == "jumprelu"  # as batchtopk is read
 
 
 @pytest.fixture
