@@ -1,18 +1,21 @@
 """Curation after extraction at scale, on synthetic features: seconds and peak memory of every stage, and their growth.
 
     python -m benchmarks.curation --rows 100000
-    python -m benchmarks.curation --rows 10000 30000 100000 300000 1000000
+    python -m benchmarks.curation --scaling              10k, 30k, 100k, 300k and 1M prompts
 
 The stages are those of the flow, called as the flow calls them: cluster, label (2,000 labels from a column),
-difficulty, quality (2,000 prompts known to be good or bad), manifest with its schedule and report. Each size runs in a
-process of its own on two cores, another process having made its inputs. Memory is the peak of resident pages, those of
-mapped files included. Growth is the exponent of a power law from each size to the next.
+difficulty, quality (2,000 prompts known to be good or bad, one in 20 of them wrongly), manifest with its schedule and
+report. Both probes can be learned, so both gates open and every prompt is scored. Each size runs in a process of its
+own on two cores, another process having made its inputs. Memory is the peak of resident pages, those of mapped files
+included. Growth is the exponent of the power law that fits all sizes best (least squares of the logarithms).
+
+Up to 100,000 prompts, the clusters are held against exact spherical k-means on the sparse rows themselves, with the
+same weights, restarts and iterations: NMI of both with the planted clusters.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import platform
@@ -29,6 +32,10 @@ from typing import Any
 CORES = 2
 LABELS = 2000
 WIDTH = 65_536
+SCALING = [10_000, 30_000, 100_000, 300_000, 1_000_000]
+_EXACT_ROWS = 100_000
+_WRONG = 0.05
+"""Share of the known qualities that are wrong."""
 _INPUTS, _TRUTH = "inputs.json", "truth.json"
 _WORDS = ("a", "train", "leaves", "with", "apples", "which", "sum", "of", "integers", "triangle", "is", "how", "many")
 
@@ -45,7 +52,7 @@ def make_inputs(folder: Path, n: int, k: int) -> None:
     from tasks.extract import ROWS
     from tasks.read import seal_table
 
-    rows, truth = planted(n, k, WIDTH)
+    rows, truth, bad = planted(n, k, WIDTH)
     rng = np.random.default_rng(1)
     often = np.argsort(-np.bincount(rows.indices, minlength=WIDTH), kind="stable")[:500]
     weights = np.zeros(WIDTH)
@@ -68,7 +75,7 @@ def make_inputs(folder: Path, n: int, k: int) -> None:
         "subject": [f"subject {number % 7}" for number in truth],
         "level": None,
         "pass_rate": np.where(known, rate, np.nan),
-        "quality": np.where(known, (signal + rng.normal(size=n) > -1).astype(float), np.nan),
+        "quality": np.where(known, (bad == (rng.random(n) < _WRONG)).astype(float), np.nan),
         "solution": None,
         "drop_reason": None,
     }, schema_overrides=SCHEMA).with_columns(pl.col("pass_rate", "quality").fill_nan(None))
@@ -127,6 +134,33 @@ def curate(folder: Path, k: int) -> dict[str, Any]:
     return found
 
 
+def exact(folder: Path, k: int) -> dict[str, Any]:
+    """NMI with the planted clusters of exact spherical k-means: Lloyd's iterations, best of the restarts."""
+    import numpy as np
+    import scipy.sparse as sp
+    from sklearn.metrics import normalized_mutual_info_score
+    from sklearn.preprocessing import normalize
+
+    from saerl_core import clusters, feature_store
+    from tasks.extract import ROWS
+
+    config = _config(folder, k).clusters
+    rows = feature_store.read_rows(Path(json.loads((folder / _INPUTS).read_text())["features"]["path"]) / ROWS)
+    x: Any = normalize(clusters.weighted(rows, clusters.inverse_document_frequency(rows)))
+    best, labels, rng = -np.inf, np.zeros(len(rows)), np.random.default_rng(config.seed)
+    for _ in range(config.restarts):
+        centroids = x[np.sort(rng.choice(len(rows), k, replace=False))].toarray()
+        for _ in range(config.iterations):
+            similarity = x @ centroids.T
+            nearest = similarity.argmax(1)
+            members = sp.csr_array((np.ones(len(rows), np.float32), (nearest, np.arange(len(rows)))), (k, len(rows)))
+            centroids = normalize((members @ x).toarray())
+        if (reached := similarity.max(1).sum()) > best:
+            best, labels = reached, nearest
+    truth = json.loads((folder / _TRUTH).read_text())
+    return {"nmi_exact": round(float(normalized_mutual_info_score(truth, labels)), 4)}
+
+
 def _peak_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
@@ -171,36 +205,41 @@ def measure(n: int, k: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=os.environ.get("SAERL_BENCH_DIR")) as folder:
         _in_a_process("make", Path(folder), n, k)
         found = _in_a_process("curate", Path(folder), n, k)
+        found |= _in_a_process("exact", Path(folder), n, k) if n <= _EXACT_ROWS else {"nmi_exact": None}
     return {"rows": n, "k": k, "width": WIDTH, **found, "gib_per_million_rows": round(1e6 * found["peak_gib"] / n, 2)}
 
 
-def growth(small: dict[str, Any], large: dict[str, Any], name: str) -> float:
-    """Exponent of the power law through two sizes."""
-    import math
+def growth(found: list[dict[str, Any]], name: str) -> float:
+    """Exponent of the power law that fits a figure at all sizes best."""
+    import numpy as np
 
-    return round(math.log(large[name] / small[name]) / math.log(large["rows"] / small["rows"]), 3)
+    slope, _ = np.polyfit(np.log([size["rows"] for size in found]), np.log([size[name] for size in found]), 1)
+    return round(float(slope), 3)
 
 
 def main() -> None:
     """Print a table, then a JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000], help="prompts (default: %(default)s)")
+    parser.add_argument("--scaling", dest="rows", action="store_const", const=SCALING, help=f"the same as {SCALING}")
     parser.add_argument("--clusters", type=int, default=32, help="planted clusters, and k (default: %(default)s)")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         mode, folder = arguments.worker
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-CORES:])
-        work = make_inputs if mode == "make" else lambda folder, _n, k: curate(folder, k)
-        sys.stdout.write(json.dumps(work(Path(folder), arguments.rows[0], arguments.clusters)) + "\n")
+        n, k = arguments.rows[0], arguments.clusters
+        work = {"make": lambda: make_inputs(Path(folder), n, k), "curate": lambda: curate(Path(folder), k),
+                "exact": lambda: exact(Path(folder), k)}[mode]
+        sys.stdout.write(json.dumps(work()) + "\n")
         return
     found = [measure(n, arguments.clusters) for n in sorted(arguments.rows)]
     for name in found[0]:
         sys.stdout.write(f"{name:<24}" + "".join(f"{figures[name]!s:>14}" for figures in found) + "\n")
-    exponents = {name: [growth(*pair, name) for pair in itertools.pairwise(found)]
-                 for name in ("seconds", "cpu_seconds", "peak_gib")}
-    for name, values in exponents.items():
-        sys.stdout.write(f"{'growth of ' + name:<24}" + " " * 14 + "".join(f"{value:>14}" for value in values) + "\n")
+    measured = [name for name in found[0] if name.endswith(("seconds", "_cpu", "peak_gib"))]
+    exponents = {name: growth(found, name) for name in measured} if len(found) > 1 else {}
+    for name, value in exponents.items():
+        sys.stdout.write(f"growth of {name:<24}{value:>14}\n")
     versions = {name: metadata.version(name) for name in ("faiss-cpu", "numpy", "polars", "scikit-learn", "scipy")}
     sys.stdout.write(json.dumps({"cores": CORES, "python": platform.python_version(), **versions, "sizes": found,
                                  "growth": exponents}) + "\n")

@@ -63,7 +63,7 @@ def measure(n: int, k: int, exact_rows: int) -> dict[str, float]:
         found[f"{name}_peak_gib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
         return made
 
-    rows, truth = timed("generate", lambda: planted(n, k))
+    rows, truth, _ = timed("generate", lambda: planted(n, k))
     found["features_a_row"] = round(len(rows.indices) / n, 1)
     found["features_gib"] = round((rows.indices.nbytes + rows.mean.nbytes + rows.max.nbytes) / 2**30, 2)
     grouped = timed("cluster", lambda: clusters.cluster(rows, ClustersConfig(k=k)))

@@ -18,9 +18,10 @@ from saerl_core.models import UNREADABLE, load_tokenizer
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_CPU_TOKENS = 4096
-_MOST_TOKENS = 262_144
-"""More tokens at once make a GPU no faster."""
+_CPU_TOKENS = 1024
+_MOST_TOKENS = 16_384
+"""More tokens at once make the products no faster, but the padding larger: in shards of 512 DeepScaleR prompts 2% at
+1,024 and 11% at 16,384, 80% at 262,144."""
 _ACTIVATIONS_PER_WIDTH = 64
 """What a token holds at most, in numbers per dimension of the residual stream: a layer's MLP, and what is read."""
 
@@ -63,7 +64,7 @@ def pick_dtype(asked: Literal["auto", "float32", "bfloat16"], device: torch.devi
 
 
 def token_budget(backbone: Backbone, asked: int | Literal["auto"]) -> int:
-    """Tokens of one forward pass, padding included: half of a GPU's free memory, or a fixed number on a CPU."""
+    """Tokens of one forward pass, padding included: enough to fill the device; on a GPU, no more than memory allows."""
     if asked != "auto":
         return asked
     if backbone.device.type != "cuda":

@@ -79,7 +79,7 @@ def extract_tokens(backbone: Backbone, sae: Sae, ids: Sequence[list[int]], confi
     ids = [row[: config.max_tokens] for row in ids]
     frame = _frame(backbone, chat_template=config.chat_template)
     budget = backbones.token_budget(backbone, config.tokens_per_batch)
-    left, order, parts = list(range(len(ids))), [], []
+    left, rows, order, parts = list(range(len(ids))), [], [], []
     while left:
         try:
             for batch in batch_by_length([len(ids[i]) for i in left], budget):
@@ -90,20 +90,23 @@ def extract_tokens(backbone: Backbone, sae: Sae, ids: Sequence[list[int]], confi
         except torch.OutOfMemoryError as error:
             done = set(order)
             left = [i for i in left if i not in done]
-            longest = max(len(ids[i]) for i in left)
-            if budget <= longest:
+            longest = len(ids[rows[0]])
+            if len(rows) == 1:
                 raise ModelError(f"the device has no memory for a prompt of {longest} tokens: lower "
                                  "features.max_tokens, or set features.device: cpu") from error
-            budget = max(min(budget, sum(len(ids[i]) for i in left)) // 2, longest)
+            budget = max(longest * len(rows) // 2, longest)
             logger.warning("the device ran out of memory; going on with %d tokens a batch", budget)
         if left:  # outside the handler, where the error no longer holds on to the batch's tensors
             torch.cuda.empty_cache()
-    rows = take(concatenate(parts), np.argsort(order))
-    return FeatureRows(**{**vars(rows), "cut": cut})
+    found = take(concatenate(parts), np.argsort(order))
+    return FeatureRows(**{**vars(found), "cut": cut})
 
 
 def batch_by_length(lengths: Sequence[int], budget: int) -> list[list[int]]:
     """Group rows of similar length so that a padded batch stays within a token budget.
+
+    A batch that holds a quarter of the budget also ends where the rows are a tenth shorter than its first one: there
+    padding costs more than one batch more.
 
     Args:
         lengths: Tokens per row.
@@ -114,10 +117,15 @@ def batch_by_length(lengths: Sequence[int], budget: int) -> list[list[int]]:
     """
     batches: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if not batches or lengths[batches[-1][0]] * (len(batches[-1]) + 1) > budget:
+        if not batches or _ends(lengths[batches[-1][0]], len(batches[-1]), lengths[i], budget):
             batches.append([])
         batches[-1].append(i)
     return batches
+
+
+def _ends(longest: int, rows: int, following: int, budget: int) -> bool:
+    """Whether a batch is better ended than given one more row."""
+    return longest * (rows + 1) > budget or (longest * rows >= budget / 4 and following < 0.9 * longest)
 
 
 def _frame(backbone: Backbone, *, chat_template: bool) -> tuple[int, int]:

@@ -215,6 +215,13 @@ def test_batches_hold_every_row_once_within_the_budget(lengths: list[int], budge
         assert len(batch) == 1 or max(lengths[i] for i in batch) * len(batch) <= budget
 
 
+def test_rows_of_very_different_length_are_not_padded_to_one() -> None:
+    assert extract.batch_by_length([10, 500, 11, 490, 9], 10_000) == [[1, 3, 2, 0, 4]]  # too few to be worth a batch
+    long, short = [500] * 6, [50] * 100
+    batches = extract.batch_by_length([*long, *short], 10_000)
+    assert [len(batch) for batch in batches] == [6, 100]
+
+
 @pytest.mark.parametrize(("spec", "asked", "complaint"), [
     ({"d_in": 16}, None, r"d_in 16, features\.model has a residual stream of 32"),
     ({"hook": "blocks.7.hook_resid_post"}, None, r"features\.layer = 7: features\.model has 3 layers \(0 to 2\)"),
@@ -263,7 +270,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
 def test_a_device_that_runs_out_of_memory_gets_smaller_batches(
         tiny_reader: Path, make_sae: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, failures: int) -> None:
     folder, whole, seen = make_sae("topk"), backbone.residual_stream, []
-    expected = ours(tiny_reader, folder, 1, PROMPTS * 4)
+    expected = ours(tiny_reader, folder, 1, PROMPTS * 16)
 
     def small(reader: backbone.Backbone, ids_BT: torch.Tensor) -> torch.Tensor:
         seen.append(ids_BT.numel())
@@ -272,7 +279,7 @@ def test_a_device_that_runs_out_of_memory_gets_smaller_batches(
         return whole(reader, ids_BT)
 
     monkeypatch.setattr(backbone, "residual_stream", small)
-    rows = ours(tiny_reader, folder, 1, PROMPTS * 4)
+    rows = ours(tiny_reader, folder, 1, PROMPTS * 16)
     assert max(seen[failures:]) <= max(seen[0] / 2**failures, max(expected.tokens + expected.masked))
     np.testing.assert_allclose(rows.matrix().toarray(), expected.matrix().toarray(), atol=1e-6)
     assert (rows.tokens == expected.tokens).all()
