@@ -19,6 +19,7 @@ from scipy.stats import rankdata
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import ElasticNetCV, LogisticRegression, Ridge, RidgeCV
 from sklearn.neural_network import MLPClassifier
+from threadpoolctl import threadpool_limits
 
 from saerl_core.artifact import write_file
 from saerl_core.features import FeatureRows
@@ -81,7 +82,8 @@ def fit_ridge(x: sp.csr_array, target: np.ndarray, *, min_rows_per_feature: int 
         return _constant(target)
     length = float((x.data**2).sum()) / len(target)
     chosen = np.sort(np.random.default_rng(seed).permutation(len(target))[:_RIDGE_SELECTION_ROWS])
-    search: Any = RidgeCV(alphas=length * _RIDGE_PENALTIES).fit(x[chosen], target[chosen])
+    with threadpool_limits(1, user_api="blas"):  # an eigenvalue problem this small is 20 times as dear on two
+        search: Any = RidgeCV(alphas=length * _RIDGE_PENALTIES).fit(x[chosen], target[chosen])
     model = Ridge(alpha=float(search.alpha_), solver="sparse_cg", tol=1e-6).fit(x, target)
     return _linear(columns, model.coef_ / scale, float(model.intercept_), "identity")
 
