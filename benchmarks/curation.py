@@ -149,14 +149,14 @@ def exact(folder: Path, k: int) -> dict[str, Any]:
     x: Any = normalize(clusters.weighted(rows, clusters.inverse_document_frequency(rows)))
     best, labels, rng = -np.inf, np.zeros(len(rows)), np.random.default_rng(config.seed)
     for _ in range(config.restarts):
-        centroids = x[np.sort(rng.choice(len(rows), k, replace=False))].toarray()
+        centroids: Any = x[np.sort(rng.choice(len(rows), k, replace=False))].toarray()
         for _ in range(config.iterations):
-            similarity = x @ centroids.T
-            nearest = similarity.argmax(1)
+            nearest = (x @ centroids.T).argmax(1)
             members = sp.csr_array((np.ones(len(rows), np.float32), (nearest, np.arange(len(rows)))), (k, len(rows)))
             centroids = normalize((members @ x).toarray())
+        similarity = x @ centroids.T
         if (reached := similarity.max(1).sum()) > best:
-            best, labels = reached, nearest
+            best, labels = reached, similarity.argmax(1)
     truth = json.loads((folder / _TRUTH).read_text())
     return {"nmi_exact": round(float(normalized_mutual_info_score(truth, labels)), 4)}
 

@@ -135,8 +135,9 @@ def _sides(folder: Path, shape: dict[str, Any], ids: list[list[int]], config: Fe
         from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
         sae: Any = SAE.load_from_disk(str(folder / "sae"), device=str(reader.device)).to(dtype=reader.dtype)
+        classes: tuple[Any, Any] = (AutoModel, AutoModelForCausalLM)
         model, whole = (auto.from_pretrained(folder / "model", dtype=reader.dtype).to(reader.device).eval()
-                        for auto in (AutoModel, AutoModelForCausalLM))
+                        for auto in classes)
         bridge = SAETransformerBridge.boot_transformers(
             str(folder / "model"), hf_model=whole, tokenizer=AutoTokenizer.from_pretrained(folder / "model"),
             device=str(reader.device))
