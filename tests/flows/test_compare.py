@@ -30,7 +30,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
     stub.chmod(0o755)
     write_rows(tmp_path / "heldout.jsonl", toy_rows(12, start=1000))
     columns = {"id": "id", "prompt": "problem", "answer": "answer", "level": "level", "subject": "topic"}
-    monkeypatch.setattr(tasks.train, "check_job", lambda job: None)  # verl's own check takes seconds; it is tested in rl
+    monkeypatch.setattr(tasks.train, "check_job", lambda job: None)  # verl's own takes seconds; tests/rl has it
 
     def made(arms: dict[str, Any], seeds: tuple[int, ...] = (0, 1), **changes: dict[str, Any]) -> RunConfig:
         sections: dict[str, Any] = {
@@ -40,8 +40,8 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
             "schedule": {"steps": 4},
             "compare": {"arms": arms, "seeds": seeds, "evaluate_every": 2},
         }
-        return make_config(tmp_path, **{name: {**sections.get(name, {}), **changes.get(name, {})}
-                                        for name in {**sections, **changes}})
+        merged: Any = {name: {**sections.get(name, {}), **changes.get(name, {})} for name in {**sections, **changes}}
+        return make_config(tmp_path, **merged)
 
     return made
 
