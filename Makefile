@@ -3,7 +3,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c \
   'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: run test check lint unit e2e clean
+.PHONY: run test lint unit e2e bench-grpo clean
 
 run: .venv/ready  ## set up, then curate and train the toy
 	$(BIN)/saerl run
@@ -19,6 +19,9 @@ unit: .venv/ready
 
 e2e: .venv/ready  ## real Ray, real verl
 	$(BIN)/pytest -m e2e
+
+bench-grpo: .venv/ready  ## does curation help? hours; what is done is not done again
+	$(BIN)/python -m benchmarks.grpo
 
 # torch first and pinned: an unpinned torch, or one that a dependency chooses, brings gigabytes of CUDA to a laptop.
 # On a GPU box install your CUDA build of torch into .venv before `make`, and it stays.
