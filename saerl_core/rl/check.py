@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict
 from saerl_core import models
 from saerl_core.config import RunConfig
 from saerl_core.errors import ArtifactError, TrainError
-from saerl_core.rl.job import VERL_SIDE, Engine, VerlJob, interpreter, job_environment, job_overrides, resolve_engine
+from saerl_core.rl.job import VerlJob
+from saerl_core.rl.settings import VERL_SIDE, Engine, interpreter, job_environment, job_overrides, resolve_engine
 
 _TIMEOUT_SECONDS = 600.0
 

@@ -27,10 +27,11 @@ from saerl_core.rl import checkpoints, process
 from saerl_core.rl.check import manifest_batches
 from saerl_core.rl.checkpoints import finished_checkpoint, last_checkpoint
 from saerl_core.rl.consumed import consumed_at
-from saerl_core.rl.job import AGENT_LOOPS, JOB_FILE, VERL_SIDE, VerlJob
+from saerl_core.rl.job import JOB_FILE, VerlJob
 from saerl_core.rl.logs import telling_line
 from saerl_core.rl.metrics import HELDOUT, metric_files, parse_line
 from saerl_core.rl.overrides import key_of, spell
+from saerl_core.rl.settings import AGENT_LOOPS, VERL_SIDE
 
 _POLL_SECONDS = 0.25
 _AGENT_LOOPS = "- {name: saerl_single_turn, _target_: saerl_agent_loop.single_turn}\n"

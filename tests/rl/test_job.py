@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from saerl_core.errors import ArtifactError, ConfigError, ModelError
-from saerl_core.rl.job import build_job, resolve_engine
+from saerl_core.rl.job import build_job
+from saerl_core.rl.settings import resolve_engine
 from tests.rl.conftest import MakeConfig
 from tests.rl.tiny import save_manifest
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from saerl_core.config import PolicyConfig
 from saerl_core.errors import ConfigError
 from saerl_core.rl import verifiers
-from saerl_core.rl.job import VERL_SIDE
+from saerl_core.rl.settings import VERL_SIDE
 from saerl_core.rl.verl_side import saerl_math
 from saerl_core.rl.verl_side.saerl_judge import FOLDER_VARIABLE
 from saerl_core.rl.verl_side.saerl_verifier import is_correct
