@@ -23,7 +23,9 @@ import psutil
 
 from benchmarks.real_curation import CORES, read_all, write_config
 
-os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
+for _name, _value in {"PREFECT_LOGGING_LEVEL": "ERROR", "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+                      "OMP_WAIT_POLICY": "passive"}.items():  # as `saerl` sets them
+    os.environ.setdefault(_name, _value)
 
 
 def plainly(config: Any) -> str:
