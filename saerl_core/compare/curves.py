@@ -66,7 +66,8 @@ def final_by_group(last: Trained, heldout: pl.DataFrame) -> dict[str, dict[str, 
     for group in GROUPS:
         means = answers.drop_nulls(group).group_by(group).agg(pl.col("reward").mean()).sort(group)
         if means.height > 1:
-            found[group] = {str(name): float(mean) for name, mean in means.iter_rows()}
+            found[group] = {f"{name:g}" if isinstance(name, float) else str(name): float(mean)
+                            for name, mean in means.iter_rows()}
     return found
 
 
