@@ -1,6 +1,7 @@
 """How much of the toy's planted damage does curation find? The toy knows which rows are bad; curation never sees it.
 
     saerl curate && python -m benchmarks.filter_truth MANIFEST
+    python -m benchmarks.filter_truth MANIFEST --pool POOL     # a manifest of another pool of the toy's (benchmarks.grpo)
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ from saerl_core.manifest import verify_manifest
 from saerl_core.probes import spearman
 
 
-def measure(manifest: Path) -> dict[str, object]:
+def measure(manifest: Path, pool: Path) -> dict[str, object]:
     """Shares of each defect dropped as low quality or duplicate, and difficulty against the true level."""
     verify_manifest(manifest)
-    truth = pl.read_ndjson(resolve("saerl:toy/train.jsonl.gz", Path()))
+    truth = pl.read_ndjson(pool)
     truth = truth.select("id", "defect", pl.col("level").alias("steps"))
     rows = pl.read_parquet(manifest / "scores.parquet").join(truth, on="id")
     found: dict[str, object] = {"manifest": manifest.name}
-    for defect in ("", "garbled", "duplicate", "wrong_key"):
+    for defect in ("", "garbled", "duplicate", "near_duplicate", "wrong_key"):
         these = rows.filter(pl.col("defect") == defect)
-        dropped = these["dropped"].is_in(["low_quality", "duplicate"]).sum()
+        dropped = these["dropped"].is_in(["low_quality", "duplicate", "near_duplicate"]).sum()
         found[defect or "intact"] = {"rows": these.height, "dropped_as_bad": int(dropped)}
     intact = rows.filter((pl.col("defect") == "") & pl.col("difficulty").is_not_null())
     rho = spearman(intact["difficulty"].to_numpy(), intact["steps"].to_numpy())
@@ -38,10 +39,13 @@ def main() -> None:
     """Print a table, then a JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("manifest", type=Path)
-    found = measure(parser.parse_args().manifest)
+    parser.add_argument("--pool", type=Path, default=resolve("saerl:toy/train.jsonl.gz", Path()),
+                        help="The rows that were curated. Default: the toy's.")
+    asked = parser.parse_args()
+    found = measure(asked.manifest, asked.pool)
     for name, value in found.items():
         if isinstance(value, dict):
-            sys.stdout.write(f"{name:<12} {value['dropped_as_bad']:>5} of {value['rows']:>5} dropped as bad\n")
+            sys.stdout.write(f"{name:<14} {value['dropped_as_bad']:>5} of {value['rows']:>5} dropped as bad\n")
     sys.stdout.write(json.dumps(found) + "\n")
 
 
