@@ -1,7 +1,7 @@
 """How much of the toy's planted damage does curation find? The toy knows which rows are bad; curation never sees it.
 
     saerl curate && python -m benchmarks.filter_truth MANIFEST
-    python -m benchmarks.filter_truth MANIFEST --pool POOL     # a manifest of another pool of the toy's (benchmarks.grpo)
+    python -m benchmarks.filter_truth MANIFEST --pool POOL     # another pool of the toy's (benchmarks.grpo)
 """
 
 from __future__ import annotations
