@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from flows.cli.conventions import AsJson, ConfigArgument, Overrides, load, print_json, tell
-from flows.cli.running import watched
+from flows.cli.conventions import AsJson, ConfigArgument, Overrides, load, tell
+from flows.cli.running import finish
 from saerl_core.compare.arms import BUILT_IN, check_arms
 
 
@@ -23,14 +22,13 @@ def compare(config: ConfigArgument = None, overrides: Overrides = None, as_json:
 
         return compare_flow(settings)
 
-    outcome = watched(go, only=lambda entry: entry.stage.startswith("arm "))
-    if as_json:
-        print_json(outcome)
-        return
-    from flows.terminal import show_comparison
+    def show(outcome: dict[str, Any]) -> None:
+        from flows.terminal import show_comparison
 
-    show_comparison(outcome)
-    tell(f"report: {Path(outcome['report'])}")
+        show_comparison(outcome)
+        tell(f"report: {outcome['report']}")
+
+    finish(go, as_json, show, only=lambda entry: entry.stage.startswith("arm "))
 
 
 compare.__doc__ = f"""{compare.__doc__}

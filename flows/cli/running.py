@@ -45,7 +45,7 @@ def train(
 
         return {**manifest_figures(manifest), "train": train_flow(settings, manifest)}
 
-    _finish(go, as_json)
+    finish(go, as_json, _show)
 
 
 def train_sae(config: ConfigArgument = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
@@ -58,19 +58,22 @@ def train_sae(config: ConfigArgument = None, overrides: Overrides = None, as_jso
     """
     settings = load(config, overrides)
     from flows.check import check_sae_training
-    from flows.terminal import show_sae, watching
 
     check_sae_training(settings)
-    with watching():
+
+    def go() -> dict[str, Any]:
         from flows.train_sae import train_sae as train_sae_flow
 
-        outcome = train_sae_flow(settings)
-    if as_json:
-        print_json(outcome)
-    else:
+        return train_sae_flow(settings)
+
+    def show(outcome: dict[str, Any]) -> None:
+        from flows.terminal import show_sae
+
         show_sae(outcome)
         tell(f"report: {Path(outcome['sae']) / 'report.html'}")
         tell(f"sae: {outcome['sae']}")
+
+    finish(go, as_json, show)
 
 
 def _run_flow(config: RunConfig, as_json: bool, *, train: bool) -> None:
@@ -89,14 +92,17 @@ def _run_flow(config: RunConfig, as_json: bool, *, train: bool) -> None:
         curated = curate_flow(config)
         return {**manifest_figures(curated.manifest.path), **curated.figures()}
 
-    _finish(go, as_json)
+    finish(go, as_json, _show)
 
 
-def watched(go: Callable[[], dict[str, Any]], only: Callable[[StageRecord], bool] | None = None) -> dict[str, Any]:
-    """Run a flow, guarded and watched.
+def finish(go: Callable[[], dict[str, Any]], as_json: bool, show: Callable[[dict[str, Any]], None],
+           only: Callable[[StageRecord], bool] | None = None) -> None:
+    """Run a flow, guarded and watched, and print its outcome.
 
     Args:
         go: Runs it and gives its outcome.
+        as_json: Print the outcome as JSON.
+        show: Prints it for people.
         only: Which stages get a line when they end. Default: all.
 
     Raises:
@@ -110,19 +116,19 @@ def watched(go: Callable[[], dict[str, Any]], only: Callable[[StageRecord], bool
     guard()  # Prefect's server and verl's processes end with this one, however it ends
     with watching(only):
         try:
-            return go()
+            outcome = go()
         except httpx.TransportError as error:
             raise ServerError(f"the Prefect server went away ({type(error).__name__}: {error}): start it again, then "
                               "run the same command: it goes on where it stopped") from error
-
-
-def _finish(go: Callable[[], dict[str, Any]], as_json: bool) -> None:
-    from flows.terminal import show_counts
-
-    outcome = watched(go)
     if as_json:
         print_json(outcome)
     else:
-        show_counts(outcome)
-        tell(f"report: {Path(outcome['manifest']) / 'report.html'}")
-        tell(f"manifest: {outcome['manifest']}")
+        show(outcome)
+
+
+def _show(outcome: dict[str, Any]) -> None:
+    from flows.terminal import show_counts
+
+    show_counts(outcome)
+    tell(f"report: {Path(outcome['manifest']) / 'report.html'}")
+    tell(f"manifest: {outcome['manifest']}")

@@ -7,6 +7,7 @@ attention over earlier tokens is left out on all sides. An input embedding is lo
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any
 
 import polars as pl
 from safetensors import safe_open
+
+from saerl_core.config import RunConfig
 
 _LEARNED = ("ridge", "elastic_net")
 _FROM_FEATURES = (*_LEARNED, "active_features", "activation_mass")
@@ -23,7 +26,6 @@ _FROM_FEATURES = (*_LEARNED, "active_features", "activation_mass")
 class Size:
     """Parameters of a model that multiply something."""
 
-    layers: int
     blocks: int
     """all layers together"""
     head: int
@@ -44,36 +46,35 @@ def model_size(folder: Path) -> Size:
             for name in weights.keys():  # noqa: SIM118  # safe_open is no mapping
                 shape = weights.get_slice(name).get_shape()
                 if "embed" not in name and "lm_head" not in name:
-                    blocks += _product(shape)
-    return Size(layers=int(config["num_hidden_layers"]), blocks=blocks,
-                head=int(config["vocab_size"]) * int(config["hidden_size"]))
+                    blocks += math.prod(shape)
+    return Size(blocks=blocks, head=int(config["vocab_size"]) * int(config["hidden_size"]))
 
 
-def curation_flops(header: Mapping[str, Any], reader: Size, policy: Size, answer_tokens: float) -> float:
-    """What a manifest cost: reading the prompts through the SAE and answering for the labels, as far as its settings
-    use either.
+def curation_flops(config: RunConfig, header: Mapping[str, Any], reader: Size, policy: Size,
+                   answer_tokens: float) -> float:
+    """What a manifest cost: reading the prompts through the SAE, answering for the labels, and likelihoods, as far as
+    its config uses each.
 
     Args:
+        config: The arm's.
         header: The manifest's.
         reader: Of the model that was read.
         policy: Of the model that answered.
         answer_tokens: Mean length of the policy's answers.
     """
-    settings, model, sae = header["settings"], header["inputs"]["model"], header["inputs"]["sae"]
-    prompts, tokens = header["health"]["prompts"], header["health"]["tokens"]
-    per_prompt = tokens / prompts
-    method, quality, schedule = settings["difficulty"]["method"], settings["quality"], settings["schedule"]
-    probed = quality["method"] not in ("none", "random")
+    model, sae, tokens = header["inputs"]["model"], header["inputs"]["sae"], header["health"]["tokens"]
+    per_prompt = tokens / header["health"]["prompts"]
+    method, quality = config.difficulty.method, config.quality
     read = 0.0
-    if method in _FROM_FEATURES or probed or schedule["clusters_per_batch"] or settings["coverage"]["budget"]:
+    if method in _FROM_FEATURES or quality.fitted or config.schedule.clusters_per_batch or config.coverage.budget:
         read += tokens
-    if probed and quality["labels"] == "corruptions":
-        read += per_prompt * header["quality"].get("bad", 0)
+    if quality.damages:
+        read += per_prompt * header["quality"]["bad"]
     share = (model["layer"] + 1) / model["layers"]
     flops = read * (2.0 * reader.blocks * share + 2.0 * model["d_model"] * sae["d_sae"])
     if method in _LEARNED and header["labels"]["samples"]:
         flops += header["labels"]["count"] * header["labels"]["samples"] * (per_prompt + answer_tokens) * policy.forward
-    if method == "nll":
+    if method == "nll" or quality.suspect_answers:
         flops += tokens * policy.forward
     return flops
 
@@ -88,10 +89,3 @@ def training_flops(metrics: pl.DataFrame, policy: Size, answers: int) -> list[fl
     """
     tokens = (metrics["response_length/mean"] + metrics["prompt_length/mean"]) * answers
     return [4.0 * policy.forward * count for count in tokens.to_list()]
-
-
-def _product(shape: list[int]) -> int:
-    found = 1
-    for length in shape:
-        found *= length
-    return found

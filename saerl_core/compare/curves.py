@@ -48,20 +48,15 @@ def accuracy_curve(rounds: list[Trained], config: TrainConfig) -> pl.DataFrame:
     return pl.DataFrame([rows[step] for step in sorted(rows)])
 
 
-def problems(last: Trained) -> int:
-    """How many held-out problems the last evaluation asked."""
-    return read_validation(last.run_dir, last.steps)["id"].n_unique()
-
-
-def final_by_group(last: Trained, heldout: pl.DataFrame) -> dict[str, dict[str, float]]:
-    """Final sampled accuracy by what the held-out set says of its prompts (`GROUPS`), where it says anything.
+def by_group(answers: pl.DataFrame, heldout: pl.DataFrame) -> dict[str, dict[str, float]]:
+    """Sampled accuracy by what the held-out set says of its prompts (`GROUPS`), where it says anything.
 
     Args:
-        last: The last round.
+        answers: Of one evaluation (`rl.validations.ANSWERS`).
         heldout: Rows in verl's schema, `extra_info` with `id`, `level` and `subject`.
     """
     about = heldout["extra_info"].struct.unnest().select("id", *GROUPS).unique("id")
-    answers = read_validation(last.run_dir, last.steps).filter(~pl.col("greedy")).join(about, on="id", how="left")
+    answers = answers.filter(~pl.col("greedy")).join(about, on="id", how="left")
     found = {}
     for group in GROUPS:
         means = answers.drop_nulls(group).group_by(group).agg(pl.col("reward").mean()).sort(group)

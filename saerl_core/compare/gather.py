@@ -16,6 +16,7 @@ from saerl_core.compare.result import Arm, Batch, Comparison, Cost, Curve, Estim
 from saerl_core.config import RunConfig
 from saerl_core.manifest import read_manifest
 from saerl_core.rl.metrics import read_metrics
+from saerl_core.rl.validations import read_validation
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,11 @@ def read_back(config: RunConfig, seed: int, rounds: list[Trained], heldout: pl.D
     for part in rounds:
         metrics = read_metrics(part.run_dir / "metrics").filter(pl.col("reward_mean").is_not_null())
         steps += cost.training_flops(metrics, policy, answers)
-        curation += cost.curation_flops(read_manifest(part.manifest), reader, policy,
+        curation += cost.curation_flops(config, read_manifest(part.manifest), reader, policy,
                                         float(metrics["response_length_mean"][0]))
-    return Seeded(seed, rounds, curves.accuracy_curve(rounds, config.train), curves.problems(rounds[-1]),
-                  curves.final_by_group(rounds[-1], heldout), curves.batches(rounds), curation, steps)
+    final = read_validation(rounds[-1].run_dir, rounds[-1].steps)
+    return Seeded(seed, rounds, curves.accuracy_curve(rounds, config.train), final["id"].n_unique(),
+                  curves.by_group(final, heldout), curves.batches(rounds), curation, steps)
 
 
 def compare(config: RunConfig, found: Mapping[str, Sequence[Seeded]]) -> Comparison:
@@ -96,10 +98,10 @@ def _arm(config: RunConfig, name: str, ours: Sequence[Seeded], baseline: Sequenc
     mine = [one.curve for one in ours]
     steps = mine[0]["step"].to_list()
     sampled, greedy = curves.matrix(mine, "sampled"), curves.matrix(mine, "greedy")
-    shared = [one for one in ours if one.seed in {other.seed for other in baseline}]
-    pairs = [other for one in shared for other in baseline if other.seed == one.seed]
+    theirs = {one.seed: one for one in baseline}
+    shared = [one for one in ours if one.seed in theirs]
     us, them = (curves.matrix([one.curve for one in side], "sampled")
-                for side in ((shared, pairs) if shared else (ours, baseline)))
+                for side in ((shared, [theirs[one.seed] for one in shared]) if shared else (ours, baseline)))
     other = ours is not baseline
     curation, theirs_curation = (_mean([one.curation_flops for one in side]) for side in (ours, baseline))
     return Arm(

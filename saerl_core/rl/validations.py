@@ -16,7 +16,7 @@ from saerl_core.config import TrainConfig
 from saerl_core.errors import ArtifactError
 
 VERSION = 1
-ANSWERS = {"step": pl.Int64, "id": pl.String, "greedy": pl.Boolean, "reward": pl.Float64}
+ANSWERS = {"id": pl.String, "greedy": pl.Boolean, "reward": pl.Float64}
 
 
 def validation_rows(heldout: pl.DataFrame, config: TrainConfig) -> pl.DataFrame:
@@ -62,8 +62,7 @@ def read_validation(run_dir: Path, step: int) -> pl.DataFrame:
     path = _path(run_dir, step)
     try:
         record = _Record.model_validate(sealed.read(path))
-        return pl.DataFrame({"step": [step] * len(record.ids), "id": record.ids, "greedy": record.greedy,
-                             "reward": record.rewards}, schema=ANSWERS)
+        return pl.DataFrame({"id": record.ids, "greedy": record.greedy, "reward": record.rewards}, schema=ANSWERS)
     except FileNotFoundError as error:
         raise ArtifactError(f"{path}: missing: the training did not validate after step {step}; delete {run_dir} to "
                             "train anew") from error

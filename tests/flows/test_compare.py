@@ -15,6 +15,7 @@ from flows.compare import compare, trainings
 from saerl_core.compare.result import Comparison
 from saerl_core.config import RunConfig
 from saerl_core.errors import TrainError
+from saerl_core.rl.metrics import metric_files
 from tests.flows.conftest import make_config, toy_rows, write_rows
 from tests.rl import stub_trainer
 
@@ -87,6 +88,9 @@ def test_a_comparison_that_was_interrupted_goes_on(make: Make, monkeypatch: pyte
     outcome = compare(config)
     assert outcome["trained_now"] == 1
     assert outcome["arms"][0]["curve"]["steps"] == [0, 2, 4]
+    (run_dir,) = (config.root / "runs").glob("run-vanilla-0-*")
+    last = metric_files(run_dir / "metrics")[-1].read_text().splitlines()
+    assert [json.loads(line)["step"] for line in last] == [3, 4]
 
 
 def test_a_random_filter_drops_as_many_prompts_as_the_probe(make: Make) -> None:
