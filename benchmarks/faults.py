@@ -6,11 +6,6 @@ Each kill has a workspace of its own, and a real server; every fifth curation br
 Two of three kills take the whole process tree at once, as when a machine goes down, the others the command alone, whose
 children must then end by themselves. `--training` of the moments fall into a training with real verl on the CPU. About
 twenty minutes on four cores.
-
-    python -m benchmarks.faults --cancel
-
-cancels a training with real verl in the UI's way, on a real `saerl serve`, and starts it again: what is left of its
-processes, how soon they have ended, and from which checkpoint the new run goes on. About three minutes.
 """
 
 from __future__ import annotations
@@ -38,20 +33,17 @@ import polars as pl
 import psutil
 import yaml
 
-from benchmarks.served import served, switch_off, until
 from saerl_core.locations import resolve
 from saerl_core.manifest import verify_manifest
-from saerl_core.rl.checkpoints import step_named
 from saerl_core.rl.consumed import consumed_batches
-from saerl_core.rl.metrics import parse_line
-from saerl_core.rl.process import RECORD, ProcessRecord, members
 
 ROWS = 320
 SHARD_ROWS = 64
 STEPS = 6
 CASE = "SAERL_FAULT_CASE"
 """Environment variable by which all processes of a case are known."""
-_GONE_SECONDS = 30.0
+GONE_SECONDS = 30.0
+"""The patience with processes that are to end."""
 _BLINK = 0.15
 """A stage takes at least so many seconds, with what Prefect does around it."""
 
@@ -171,7 +163,7 @@ class Case:
 
     def orphans(self) -> int:
         """Processes that are there still, after some patience."""
-        deadline = time.monotonic() + _GONE_SECONDS
+        deadline = time.monotonic() + GONE_SECONDS
         while (left := self.processes()) and time.monotonic() < deadline:
             time.sleep(0.2)
         return len(left)
@@ -286,7 +278,7 @@ def kill_training(case: Case, manifest: Path, moment: Moment, start_seconds: flo
     verify_manifest(manifest)
     return Aftermath(
         moment.number, moment.stage, f"training, {reached} steps taken", moment.tree, moment.ephemeral,
-        same_bytes=consumed_batches(run) == _wanted(manifest) and digest(manifest) == before,
+        same_bytes=consumed_batches(run) == wanted_batches(manifest) and digest(manifest) == before,
         read_again=case.read() - read, leftovers=case.leftovers(), orphans=orphans + case.orphans(),
         seconds=round(time.monotonic() - began, 1))
 
@@ -311,86 +303,7 @@ def kill_trainings(folder: Path, count: int, seed: int, api: str, tell: Callable
     return found
 
 
-@dataclass(frozen=True)
-class Cancelled:
-    """What cancelling a training leaves, and what a new run of its deployment makes of that."""
-
-    step: int
-    """the last one taken when it was cancelled"""
-    seconds: float
-    """until all its processes had ended"""
-    ended: int
-    """processes that the job had"""
-    left: int
-    """of them, after some patience"""
-    checkpoint: int | None
-    """step of the checkpoint that stayed"""
-    steps_again: list[int]
-    """steps that the new run took"""
-    same_batches: bool
-    """every step took the manifest's batch"""
-
-    def sound(self) -> bool:
-        """Whether nothing was left but the checkpoint, and the new run went on from there."""
-        return self.left == 0 and self.checkpoint is not None and self.same_batches and \
-            self.steps_again == list(range(self.checkpoint + 1, STEPS + 1))
-
-
-def cancel_training(folder: Path, **changes: dict[str, Any]) -> Cancelled:
-    """Serve a config, curate, cancel the training that follows once a checkpoint is there, and start it again."""
-    from prefect.client.orchestration import SyncPrefectClient
-    from prefect.client.schemas.objects import FlowRun
-    from prefect.states import Cancelling
-
-    folder.mkdir(parents=True, exist_ok=True)
-    config = folder / "run.yaml"
-    short = {"schedule": {"steps": STEPS}, "labels": {"source": "none"},
-             "quality": {"method": "none", "suspect_answers": False}}
-    config.write_text(yaml.safe_dump(world(folder, **{**short, **changes})))
-    with served(config) as http, SyncPrefectClient(str(http.base_url)) as api:
-        def run_of(flow: str, **parameters: Any) -> FlowRun:
-            deployment = api.read_deployment_by_name(f"{flow}/faults")
-            return api.create_flow_run_from_deployment(deployment.id, parameters=parameters)
-
-        def ended(run: FlowRun) -> FlowRun | None:
-            found = api.read_flow_run(run.id)
-            return found if found.state is not None and found.state.is_final() else None
-
-        switch_off(http, "train")
-        curation = run_of("curate")
-        until(lambda: ended(curation), 300)
-        (manifest,) = (folder / "out" / "manifests").iterdir()
-        training = run_of("train", manifest=str(manifest))
-        run = until(lambda: next(iter(folder.glob("out/runs/faults-*")), None), 300)
-
-        def past_a_checkpoint() -> int | None:
-            saved = step_named(run / "checkpoints")
-            taken = max(consumed_batches(run), default=0)
-            assert ended(training) is None, ended(training)
-            return taken if saved is not None and taken > saved else None
-
-        step = until(past_a_checkpoint, 300)
-        job = members(run, ProcessRecord(**json.loads((run / RECORD).read_text())))
-        began = time.monotonic()
-        api.set_flow_run_state(training.id, Cancelling())
-        left = psutil.wait_procs(job, timeout=_GONE_SECONDS)[1]
-        seconds = time.monotonic() - began
-        assert until(lambda: ended(training), 60).state_name == "Cancelled"
-        kept = step_named(run / "checkpoints")
-        attempts = set((run / "metrics").iterdir())
-        second = run_of("train", manifest=str(manifest))
-        state = until(lambda: ended(second), 600).state
-        assert state is not None
-        assert state.is_completed(), state.message
-    lines = [line for path in sorted(set((run / "metrics").iterdir()) - attempts)
-             for line in path.read_text().splitlines()]
-    return Cancelled(
-        step, round(seconds, 1), ended=len(job), left=len(left), checkpoint=kept,
-        steps_again=[row["step"] for row in filter(None, map(parse_line, lines))],
-        same_batches=consumed_batches(run) == _wanted(manifest))
-
-
-def _wanted(manifest: Path) -> dict[int, list[str]]:
+def wanted_batches(manifest: Path) -> dict[int, list[str]]:
     """The batch that each step is to take."""
     extra = pl.read_parquet(manifest / "train.parquet")["extra_info"].struct.unnest()
     return {batch + 1: ids for batch, ids in extra.group_by("batch", maintain_order=True).agg("id").iter_rows()}
@@ -448,13 +361,7 @@ def main() -> None:
     parser.add_argument("--training", type=int, default=6, help="of them in a training with real verl")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--workers", type=int, default=2, help="curations at a time")
-    parser.add_argument("--cancel", action="store_true", help="cancel a training in the UI's way, and nothing else")
     asked = parser.parse_args()
-    if asked.cancel:
-        with tempfile.TemporaryDirectory(prefix="sf-") as folder:
-            cancelled = cancel_training(Path(folder))
-        sys.stdout.write(json.dumps({"sound": cancelled.sound(), **asdict(cancelled)}) + "\n")
-        sys.exit(not cancelled.sound())
     with tempfile.TemporaryDirectory(prefix="sf-") as folder, server(Path(folder, "server")) as api:
         usual = undisturbed(Path(folder, "0"), api)
         chosen = moments(asked.moments - asked.training, list(usual.stages), random.Random(asked.seed))

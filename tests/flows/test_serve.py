@@ -15,7 +15,7 @@ import yaml
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun, StateType
 
-from benchmarks import faults
+from benchmarks import cancelling
 from benchmarks.served import until
 from flows import serve
 from saerl_core.errors import ConfigError
@@ -136,7 +136,7 @@ esac
     stub.chmod(0o755)
     monkeypatch.setenv("STUB_SLEEP", "1.5")
     monkeypatch.setenv("STUB_CHILD", "1")
-    found = faults.cancel_training(tmp_path / "case", train={"python": str(stub), "engine": "cpu"})
+    found = cancelling.cancel_training(tmp_path / "case", train={"python": str(stub), "engine": "cpu"})
     assert found.sound(), found
     assert found.ended == 2
     assert found.seconds < 10
