@@ -4,6 +4,11 @@ What is bad is said by damaged copies that the stage makes itself, by a column o
 that was never solved). The probe must earn its place: it is fitted on some prompts and measured on others; where it
 does not beat chance there, or where it merely memorises, nothing is filtered and the report says so.
 
+Damaged copies have a trap: the prompts that they are set against pass for good, and some are damaged in truth, which is
+why they are wanted. A probe that is fitted on those learns to like them. So what looks like damage to a probe that was
+fitted on *other* prompts is set aside before the last fit (pruning by cross-validated predictions: Northcutt et al. 2021,
+"Confident Learning").
+
 What it can see is text. It cannot see a wrong answer key: that is not in the prompt. For that there is the likelihood
 of the answer (`suspicion`), which has a gate of its own.
 """
@@ -21,8 +26,10 @@ from saerl_core.config import QualityConfig
 from saerl_core.labels import draw
 from saerl_core.probes import Probe, auc, bootstrap_interval, fit_logistic, fit_mlp, fit_ridge
 
-VERSION = 3
+VERSION = 4
 _HELD_OUT_SHARE = 0.3
+_FOLDS = 5
+_LOOKS_BAD = 0.5
 _HELD_OUT_SHOWN = 2000
 INTACT = "intact"
 
@@ -56,6 +63,8 @@ class QualityReport:
     auc_low: float | None
     auc_high: float | None
     auc_train: float | None
+    set_aside: int
+    """own prompts that looked like damage to a probe fitted on others, and were not learned from as good ones"""
     auc_by_kind: dict[str, float]
     """held out, each kind of damage against its own originals"""
     threshold: float | None
@@ -70,7 +79,7 @@ class QualityReport:
 
 def unused(config: QualityConfig, why: str) -> QualityReport:
     """The report of a run in which no probe is fitted."""
-    return QualityReport(config.method, config.labels, False, why, 0, 0, None, None, None, None, {}, None, [])
+    return QualityReport(config.method, config.labels, False, why, 0, 0, None, None, None, None, 0, {}, None, [])
 
 
 def by_lot(keys: Sequence[str], config: QualityConfig) -> tuple[np.ndarray, QualityReport]:
@@ -108,7 +117,10 @@ def fit(examples: Examples, config: QualityConfig) -> tuple[Probe | None, Qualit
     groups = np.random.default_rng(config.seed).permutation(np.unique(examples.group))
     held_out_groups = np.sort(groups[: round(len(groups) * _HELD_OUT_SHARE)])
     held_out = np.isin(examples.group, held_out_groups)
-    probe = _fit(examples.x[np.flatnonzero(~held_out)], examples.good[~held_out], config)
+    learned = np.flatnonzero(~held_out)
+    doubted = _doubted(examples, learned, config) if config.labels == "corruptions" else learned[:0]
+    learned = np.setdiff1d(learned, doubted)
+    probe = _fit(examples.x[learned], examples.good[learned], config)
     scores = probe.predict(examples.x)
 
     def area(of: np.ndarray) -> float:
@@ -129,12 +141,25 @@ def fit(examples: Examples, config: QualityConfig) -> tuple[Probe | None, Qualit
         used, why = True, figures
     report = QualityReport(
         method=config.method, labels=config.labels, used=used, why=why, good=good, bad=bad, auc=round(tested, 6),
-        auc_low=round(low, 6), auc_high=round(high, 6), auc_train=round(train_auc, 6), auc_by_kind=by_kind,
+        auc_low=round(low, 6), auc_high=round(high, 6), auc_train=round(train_auc, 6), set_aside=len(doubted),
+        auc_by_kind=by_kind,
         threshold=_threshold(scores[held_out & examples.good], config),
         held_out=[(round(float(scores[i]), 4), str(examples.kind[i]))
                   for i in np.flatnonzero(held_out)[:_HELD_OUT_SHOWN]],
     )
     return (probe if used else None), report
+
+
+def _doubted(examples: Examples, rows: np.ndarray, config: QualityConfig) -> np.ndarray:
+    """Those of `rows` that pass for good, but look bad to a probe fitted on other groups."""
+    fold = np.random.default_rng([config.seed, 2]).integers(0, _FOLDS, int(examples.group.max()) + 1)[examples.group[rows]]
+    doubted: list[int] = []
+    for number in range(_FOLDS):
+        inside, outside = rows[fold == number], rows[fold != number]
+        if len(np.unique(examples.good[outside])) == 2 and len(inside):
+            score = _fit(examples.x[outside], examples.good[outside], config).predict(examples.x[inside])
+            doubted += inside[examples.good[inside] & (score < _LOOKS_BAD)].tolist()
+    return np.array(doubted, dtype=np.int64)
 
 
 def _threshold(good: np.ndarray, config: QualityConfig) -> float:

@@ -156,9 +156,9 @@ class QualityConfig(Section):
     """Width of the hidden layer of `mlp`."""
     threshold: Share = 0.5
     """Prompts that score lower are dropped."""
-    max_good_dropped: Share = 0.05
+    max_good_dropped: Share = 0.15
     """The threshold is lowered until at most this share of good held-out prompts scores below it. With corruptions,
-    your own rows pass for good: some of those that score low are bad in truth."""
+    your own rows pass for good, and those that are bad in truth score low: less than their share lets bad ones stay."""
     max_drop_share: Share = 0.25
     """Never drop more than this share: the best of those below the threshold are kept, and the report says so."""
     drop_share: Share | None = None

@@ -50,6 +50,8 @@ def section(header: Mapping[str, Any], curation: Curation) -> dict[str, Any]:
                  ("expected calibration error", figure(calibration.expected_error(bins), 3)),
                  ("good and bad prompts", f"{count(report.get('good') or 0)} and {count(report.get('bad') or 0)}"),
                  ("method", str(report.get("method")))]
+        if aside := report.get("set_aside"):
+            facts.append(("own prompts that look damaged, not learned from as good ones", count(aside)))
     scores = curation.quality[~np.isnan(curation.quality)]
     if used and len(scores):
         drawings.append(svg(figures.quality_of_prompts(scores, threshold), "Histogram of the prompts' quality scores"))
