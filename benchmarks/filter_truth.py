@@ -17,9 +17,13 @@ from saerl_core.locations import resolve
 from saerl_core.manifest import verify_manifest
 from saerl_core.probes import spearman
 
+_REASONS = {"dropped_as_bad": ["low_quality", "duplicate", "near_duplicate"], "suspected": ["suspect_answer"],
+            "not_needed": ["too_easy", "too_hard", "not_selected", "remainder", "outside_budget"]}
+"""What a count holds: reasons in a manifest."""
+
 
 def measure(manifest: Path, pool: Path) -> dict[str, object]:
-    """Shares of each defect dropped as low quality or duplicate, and difficulty against the true level."""
+    """How many of each defect were dropped, why, and difficulty against the true level."""
     verify_manifest(manifest)
     truth = pl.read_ndjson(pool)
     truth = truth.select("id", "defect", pl.col("level").alias("steps"))
@@ -27,8 +31,8 @@ def measure(manifest: Path, pool: Path) -> dict[str, object]:
     found: dict[str, object] = {"manifest": manifest.name}
     for defect in ("", "garbled", "duplicate", "near_duplicate", "wrong_key"):
         these = rows.filter(pl.col("defect") == defect)
-        dropped = these["dropped"].is_in(["low_quality", "duplicate", "near_duplicate"]).sum()
-        found[defect or "intact"] = {"rows": these.height, "dropped_as_bad": int(dropped)}
+        found[defect or "intact"] = {"rows": these.height} | {
+            name: int(these["dropped"].is_in(reasons).sum()) for name, reasons in _REASONS.items()}
     intact = rows.filter((pl.col("defect") == "") & pl.col("difficulty").is_not_null())
     rho = spearman(intact["difficulty"].to_numpy(), intact["steps"].to_numpy())
     found["difficulty_against_level_spearman"] = round(rho, 3)
@@ -45,7 +49,8 @@ def main() -> None:
     found = measure(asked.manifest, asked.pool)
     for name, value in found.items():
         if isinstance(value, dict):
-            sys.stdout.write(f"{name:<14} {value['dropped_as_bad']:>5} of {value['rows']:>5} dropped as bad\n")
+            sys.stdout.write(f"{name:<14} of {value['rows']:>5}: {value['dropped_as_bad']:>4} dropped as bad, "
+                             f"{value['suspected']:>4} as suspect, {value['not_needed']:>4} for difficulty or budget\n")
     sys.stdout.write(json.dumps(found) + "\n")
 
 

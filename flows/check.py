@@ -140,7 +140,8 @@ def show_check(found: dict[str, Any]) -> None:
     how_long = f"about {_duration(seconds)} on this machine" if seconds else "time unknown"
     features = f"; at most {decimal(cost['feature_bytes'])} of features" if cost["feature_bytes"] else ""
     console.print(f"    cost       {cost['tokens']:,} tokens to read, {how_long}{features}", soft_wrap=True)
-    console.print(f"               {cost['label_answers']:,} answers for labels, {cost['train_answers']:,} in training")
+    console.print(f"               at most {cost['label_answers']:,} answers for labels and keys, "
+                  f"{cost['train_answers']:,} in training")
     console.print(f"               {decimal(cost['checkpoint_bytes'])} of checkpoints; "
                   f"{decimal(cost['free_bytes'])} are free")
     for note in found["notes"]:
@@ -215,6 +216,7 @@ def _cost(config: RunConfig, usable: pl.DataFrame, sae_spec: SaeSpec | None,
         layer = choose_layer(sae_spec, model_spec, config.features.layer)
         seconds = round(tokens * _flops_per_token(model_spec, layer, sae_spec) / _matrix_rate(config), 1)
     labelled = min(config.labels.count, usable.height) if config.labels.source in ("rollouts", "server") else 0
+    judged = usable.height if config.quality.suspect_answers and config.quality.suspect_by == "agreement" else 0
     steps = _batches_per_epoch(config, usable.height)
     return {
         "tokens": tokens,
@@ -222,7 +224,7 @@ def _cost(config: RunConfig, usable: pl.DataFrame, sae_spec: SaeSpec | None,
         "feature_bytes": disk.feature_bytes(usable.height, tokens_each, sae_spec) if sae_spec else None,
         "checkpoint_bytes": _checkpoint_bytes(config),
         "free_bytes": disk.free_bytes(config.root),
-        "label_answers": labelled * config.labels.samples,
+        "label_answers": labelled * config.labels.samples + judged * config.quality.agreement_samples,
         "train_answers": steps * config.schedule.epochs * config.schedule.batch_size * config.train.rollouts,
     }
 

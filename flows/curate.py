@@ -20,6 +20,7 @@ from saerl_core.config import RunConfig
 from saerl_core.locks import in_use
 from saerl_core.schedule import check_batches
 from tasks import manifest as manifests
+from tasks.agreement import agreement, load_agreement
 from tasks.cluster import cluster, find_previous
 from tasks.cluster import describe as describe_clusters
 from tasks.difficulty import difficulty
@@ -105,7 +106,8 @@ def _curate(config: RunConfig) -> Curated:
         labels = ran(label, root, table, clusters, inputs.policy, inputs.policy_hash, Path(config.base),
                      inputs.verifier, config.labels, config.policy, size=_labels_size(config, usable),
                      describe=_labels_note)
-    if config.difficulty.method == "nll" or config.quality.suspect_answers:
+    by_likelihood = config.quality.suspect_answers > 0 and config.quality.suspect_by == "likelihood"
+    if config.difficulty.method == "nll" or by_likelihood:
         likelihoods = ran(likelihood, root, table, inputs.policy, inputs.policy_hash, config.quality.answer_format,
                           config.quality.seed, config.policy.trust_remote_code, size=prompts)
     hard = ran(difficulty, root, features, table, labels, likelihoods, inputs.rewards, inputs.rewards_hash,
@@ -119,8 +121,12 @@ def _curate(config: RunConfig) -> Curated:
     good = ran(quality, root, features, table, labels, damaged, damaged_features, config.quality, size=prompts,
                describe=_why)
     suspects = None
-    if likelihoods is not None and config.quality.suspect_answers:
-        suspects = ran(suspicion, root, likelihoods, config.quality, size=prompts,
+    if config.quality.suspect_answers:
+        evidence = likelihoods if by_likelihood else ran(
+            agreement, root, table, hard, good, inputs.policy, inputs.policy_hash, Path(config.base), inputs.verifier,
+            config.quality, config.labels, config.policy, config.schedule,
+            size=f"what is left x {config.quality.agreement_samples} answers", describe=_judged_note)
+        suspects = ran(suspicion, root, evidence, config.quality, size=prompts,
                        describe=lambda ref: load_suspicion(ref)[1]["why"])
 
     made = ran(manifests.manifest, root, inputs, config, table, features, clusters, labels, hard, good, suspects,
@@ -144,6 +150,11 @@ def _labels_note(labels: ArtifactRef) -> str:
     _, rates = load_pass_rates(labels)
     doubtful = load_labels(labels)["doubtful"].sum()
     return f"{len(rates)} prompts, mean pass rate {rates.mean():.2f}" + (f", {doubtful} doubtful" if doubtful else "")
+
+
+def _judged_note(found: ArtifactRef) -> str:
+    known = load_agreement(found)
+    return f"{known.height} prompts answered, {known['agreement'].is_not_null().sum()} with rewards that differ"
 
 
 def _why(scores: ArtifactRef) -> str:

@@ -6,11 +6,11 @@ does not beat chance there, or where it merely memorises, nothing is filtered an
 
 Damaged copies have a trap: the prompts that they are set against pass for good, and some are damaged in truth, which is
 why they are wanted. A probe that is fitted on those learns to like them. So what looks like damage to a probe that was
-fitted on *other* prompts is set aside before the last fit (pruning by cross-validated predictions: Northcutt et al. 2021,
-"Confident Learning").
+fitted on *other* prompts is set aside before the last fit (pruning by cross-validated predictions: Northcutt et al.
+2021, "Confident Learning").
 
-What it can see is text. It cannot see a wrong answer key: that is not in the prompt. For that there is the likelihood
-of the answer (`suspicion`), which has a gate of its own.
+What it can see is text. It cannot see a wrong answer key: that is not in the prompt. For that there is what the key
+would teach, or its likelihood (`suspicion`), with a gate of its own.
 """
 
 from __future__ import annotations
@@ -152,7 +152,8 @@ def fit(examples: Examples, config: QualityConfig) -> tuple[Probe | None, Qualit
 
 def _doubted(examples: Examples, rows: np.ndarray, config: QualityConfig) -> np.ndarray:
     """Those of `rows` that pass for good, but look bad to a probe fitted on other groups."""
-    fold = np.random.default_rng([config.seed, 2]).integers(0, _FOLDS, int(examples.group.max()) + 1)[examples.group[rows]]
+    fold_of_group = np.random.default_rng([config.seed, 2]).integers(0, _FOLDS, int(examples.group.max()) + 1)
+    fold = fold_of_group[examples.group[rows]]
     doubted: list[int] = []
     for number in range(_FOLDS):
         inside, outside = rows[fold == number], rows[fold != number]
@@ -205,11 +206,16 @@ def low_quality(scores: np.ndarray, threshold: float | None, config: QualityConf
 
 @dataclass(frozen=True)
 class SuspicionReport:
-    """Whether the likelihood of an answer tells right keys from wrong ones that were made on purpose."""
+    """Whether what speaks against an answer key tells right ones from wrong ones that were made on purpose."""
 
+    by: str
     used: bool
     why: str
     pairs: int
+    """prompts whose key was also made wrong"""
+    judged: int
+    """prompts whose key could be judged"""
+    looked_at: int
     auc: float | None
     auc_low: float | None
     auc_high: float | None
@@ -219,27 +225,33 @@ class SuspicionReport:
         return asdict(self)
 
 
-def suspicion(right: Sequence[float] | np.ndarray, wrong: Sequence[float] | np.ndarray,
+def suspicion(right: Sequence[float] | np.ndarray, wrong: Sequence[float] | np.ndarray, judged: int, looked_at: int,
               config: QualityConfig) -> SuspicionReport:
     """The gate of `quality.suspect_answers`. Nothing is fitted, so every pair is held out.
 
     Args:
-        right: Negative log-likelihood per token of m answers, given their prompts.
-        wrong: The same of a wrong answer to each of these prompts.
-        config: `min_auc`.
+        right: What speaks against the keys of m prompts: the answer's negative log-likelihood per token, or how far the
+            prompt disagrees with its like. The prompts' own keys pass for right ones.
+        wrong: The same of a wrong key to each of these prompts.
+        judged: Prompts for which there is such a figure.
+        looked_at: Prompts for which there could have been.
+        config: `min_auc`, and what the figure is.
     """
+    about = {"by": config.suspect_by, "pairs": len(right), "judged": judged, "looked_at": looked_at}
     if len(right) < 20:
-        return SuspicionReport(False, f"{len(right)} answers hold a number that can be made wrong: too few to tell "
-                                      "whether the model knows right from wrong", len(right), None, None, None)
-    nll = np.stack([np.asarray(right), np.asarray(wrong)])
+        return SuspicionReport(used=False, why=f"{len(right)} keys could be made wrong: too few to tell whether right "
+                                               "ones are told from wrong ones", auc=None, auc_low=None, auc_high=None,
+                               **about)
+    doubt = np.stack([np.asarray(right), np.asarray(wrong)])
 
     def area(rows: np.ndarray) -> float:
-        return auc(nll[:, rows].ravel(), np.repeat([False, True], len(rows)))
+        return auc(doubt[:, rows].ravel(), np.repeat([False, True], len(rows)))
 
     found = area(np.arange(len(right)))
     low, high = bootstrap_interval(area, len(right))
     used = low > config.min_auc
-    why = f"AUC {found:.3f} (95% interval {low:.3f} to {high:.3f}) of right against wrong answers"
+    why = f"AUC {found:.3f} (95% interval {low:.3f} to {high:.3f}) of own against made wrong keys"
     if not used:
         why += f": not above quality.min_auc = {config.min_auc}, so no answer is suspected"
-    return SuspicionReport(used, why, len(right), round(found, 6), round(low, 6), round(high, 6))
+    return SuspicionReport(used=used, why=why, auc=round(found, 6), auc_low=round(low, 6), auc_high=round(high, 6),
+                           **about)

@@ -18,6 +18,7 @@ from saerl_core.features import FeatureRows
 from saerl_core.probes import inputs
 from saerl_core.prompts import MESSAGES
 from saerl_core.quality import INTACT, Examples
+from tasks.agreement import load_agreement
 from tasks.caching import stage
 from tasks.extract import load_messages, load_rows
 from tasks.label import load_labels
@@ -87,14 +88,22 @@ def _solved(labels: ArtifactRef | None) -> pl.DataFrame:
 
 
 @stage("suspicion", core.VERSION)
-def suspicion(root: Path, likelihood: ArtifactRef, config: QualityConfig) -> ArtifactRef:
-    """Which answers the policy finds least likely, if its likelihoods tell right answers from wrong ones at all."""
-    found = load_likelihood(likelihood)
-    tried = found.filter(pl.col("wrong_nll").is_not_null())
-    report = core.suspicion(tried["answer_nll"].to_numpy(), tried["wrong_nll"].to_numpy(), config)
-    nll = found["answer_nll"].to_numpy()
-    most = int(len(nll) * config.suspect_answers) if report.used else 0
-    suspects = np.sort(np.argsort(-nll, kind="stable")[:most])
+def suspicion(root: Path, evidence: ArtifactRef, config: QualityConfig) -> ArtifactRef:
+    """Which answer keys are likely wrong, if what speaks against a key tells right ones from wrong ones at all.
+
+    `evidence` is of the stage that `quality.suspect_by` names.
+    """
+    if config.suspect_by == "likelihood":
+        found = load_likelihood(evidence).with_row_index("row")
+        doubt, wrong = pl.col("answer_nll"), pl.col("wrong_nll")
+    else:
+        found = load_agreement(evidence)
+        doubt, wrong = -pl.col("agreement"), -pl.col("made_wrong")
+    judged = found.select("row", doubt=doubt, wrong=wrong).drop_nulls("doubt")
+    tried = judged.drop_nulls("wrong")
+    report = core.suspicion(tried["doubt"].to_numpy(), tried["wrong"].to_numpy(), judged.height, found.height, config)
+    most = int(judged.height * config.suspect_answers) if report.used else 0
+    suspects = np.sort(judged["row"].to_numpy()[np.argsort(-judged["doubt"].to_numpy(), kind="stable")[:most]])
     with artifact.staging(root / "artifacts") as staged:
         artifact.write_json(staged / _REPORT, {**report.to_json(), "rows": suspects.tolist()})
         return artifact.seal(staged, "suspicion", {"stage": "suspicion", "used": report.used})

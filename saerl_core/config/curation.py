@@ -168,8 +168,17 @@ class QualityConfig(Section):
     max_gap: Share = 0.2
     """The gate: training AUC may exceed held-out AUC by this much, or the probe merely memorises."""
     suspect_answers: Share = 0.0
-    """Drop this share of the prompts: those whose answer the policy finds least likely, if its likelihoods tell right
-    answers from wrong ones at all (the same gate). A hard prompt's answer is unlikely too. 0: off."""
+    """Drop this share of the prompts, those whose answer key is most likely wrong, if wrong keys that the stage makes
+    itself are told from your own at all (the same gate). 0: off."""
+    suspect_by: Literal["agreement", "likelihood"] = "agreement"
+    """How a key is judged. `agreement`: the policy answers every prompt that is still in the running, and a prompt is
+    suspect whose rewards would pull the policy against its like; only prompts that are solved now and then can be
+    judged, and `suspect_answers` is a share of these. `likelihood`: the policy's likelihood of the bare answer (cheap,
+    but a hard prompt's answer is unlikely too)."""
+    agreement_samples: Annotated[int, Field(ge=2)] = 8
+    """Answers sampled to each prompt, for `agreement`; drawn as `labels.temperature` and `labels.top_p` say."""
+    neighbours: Count = 30
+    """How many other prompts a prompt is compared with, for `agreement`."""
     answer_format: str = "{answer}"
     """How the policy would write an answer, for its likelihood: for example `#### {answer}`."""
     seed: int = 0

@@ -60,7 +60,7 @@ def lead(header: Mapping[str, Any], curation: Curation) -> str:
 
 def warnings(header: Mapping[str, Any]) -> list[str]:
     """What a person must not miss: closed gates, the SAE's health, notes of the stages."""
-    gates = {"Difficulty": "difficulty", "Quality": "quality", "The likelihood of answers": "suspicion"}
+    gates = {"Difficulty": "difficulty", "Quality": "quality", "The look at answer keys": "suspicion"}
     found = [sentence(f"{name} is not used: {report['why']}")
              for name, report in ((name, part(header, key)) for name, key in gates.items())
              if report and not report.get("used") and report.get("method") != "none"]

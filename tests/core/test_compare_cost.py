@@ -35,9 +35,13 @@ def test_curation_costs_what_the_arm_uses_and_nothing_else() -> None:
     assert curation_flops(config(**plain), HEADER, READER, POLICY, 20.0) == 0
     clusters = config(**{**plain, "schedule": {}})
     assert curation_flops(clusters, HEADER, READER, POLICY, 20.0) == pytest.approx(4000 * READ_TOKEN)
-    for likelihoods in ({"difficulty": {"method": "nll"}}, {"quality": {"method": "none", "suspect_answers": 0.1}}):
+    by_likelihood = {"method": "none", "suspect_answers": 0.1, "suspect_by": "likelihood"}
+    for likelihoods in ({"difficulty": {"method": "nll"}}, {"quality": by_likelihood}):
         asked = config(**{**plain, **likelihoods})
         assert curation_flops(asked, HEADER, READER, POLICY, 20.0) == pytest.approx(4000 * 2 * 2100)
+    agreeing = config(**{**plain, "quality": {"method": "none", "suspect_answers": 0.1, "agreement_samples": 4}})
+    header = {**HEADER, "suspicion": {"looked_at": 90, "judged": 60}}
+    assert curation_flops(agreeing, header, READER, POLICY, 20.0) == pytest.approx(150 * 4 * (40 + 20) * 2 * 2100)
 
 
 def test_a_step_samples_every_token_once_and_updates_on_it_forward_and_backward() -> None:

@@ -159,14 +159,14 @@ def test_a_filter_by_lot_knows_a_prompts_key_and_the_seed_and_nothing_else() -> 
         assert abs(np.corrcoef(scores, unrelated)[0, 1]) < 0.08
 
 
-def test_answers_are_suspected_only_where_likelihood_tells_right_from_wrong() -> None:
+def test_answers_are_suspected_only_where_what_speaks_against_them_tells_right_from_wrong() -> None:
     rng = np.random.default_rng(0)
     right = rng.random(300)
     wrong = right + 0.5 * rng.random(300)
-    knows = quality.suspicion(right, wrong, QualityConfig())
+    knows = quality.suspicion(right, wrong, 300, 400, QualityConfig())
     assert knows.used
     assert knows.auc == pytest.approx(roc_auc_score(np.repeat([0, 1], 300), np.concatenate([right, wrong])), abs=1e-6)
-    ignorant = quality.suspicion(right, rng.random(300), QualityConfig())
+    ignorant = quality.suspicion(right, rng.random(300), 300, 400, QualityConfig())
     assert not ignorant.used
     assert "no answer is suspected" in ignorant.why
-    assert not quality.suspicion(right[:5], right[:5] + 1, QualityConfig()).used
+    assert not quality.suspicion(right[:5], right[:5] + 1, 5, 5, QualityConfig()).used

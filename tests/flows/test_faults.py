@@ -44,6 +44,8 @@ STORED = {
     "difficulty": "artifacts/difficulty-*/*",
     "damaged copies": "artifacts/damaged-*/*",
     "quality": "artifacts/quality-*/*",
+    "agreement stores": "agreement/*/*.parquet",
+    "agreement": "artifacts/agreement-*/*",
     "suspicion": "artifacts/suspicion-*/*",
     "results": "results/*",
     "manifests": "manifests/*/*",
@@ -57,8 +59,8 @@ NOT_OURS = {".in-use", ".lock"}
 def night(tmp_path_factory: pytest.TempPathFactory, prefect_server: None) -> tuple[RunConfig, Curated]:
     """A workspace of which every stage has something to keep."""
     folder = tmp_path_factory.mktemp("night")
-    config = make_config(folder, rows=80, quality={"count": 40, "suspect_answers": True},
-                         difficulty={"method": "ridge"})
+    config = make_config(folder, rows=80, quality={"count": 40, "suspect_answers": 0.1},
+                         difficulty={"method": "nll"})
     return config, curate(config)
 
 
@@ -117,8 +119,8 @@ def test_a_clock_that_goes_back_in_mid_run_changes_nothing(night: tuple[RunConfi
                                                            monkeypatch: pytest.MonkeyPatch) -> None:
     hours, real = iter(range(10**6)), time.time
     monkeypatch.setattr(time, "time", lambda: real() - 3600 * (next(hours) % 5))
-    config = make_config(tmp_path, rows=80, quality={"count": 40, "suspect_answers": True},
-                         difficulty={"method": "ridge"})
+    config = make_config(tmp_path, rows=80, quality={"count": 40, "suspect_answers": 0.1},
+                         difficulty={"method": "nll"})
     assert curate(config).id == night[1].id
 
 

@@ -23,7 +23,7 @@ REASONS = {
     "unverifiable_answer": "The verifier does not accept the reference as its own answer: no response can be rewarded.",
     "too_long": "Longer than policy.max_prompt_tokens: the trainer would cut it.",
     "doubtful_label": "Never solved, and there is a sign that this is the grader's failure (labels.drop_doubtful).",
-    "suspect_answer": "Its answer is among those that the policy finds least likely (quality.suspect_answers).",
+    "suspect_answer": "Its answer key is among those that are most likely wrong (quality.suspect_answers).",
     "low_quality": "Its quality is among the lowest (quality.threshold or quality.drop_share). Worst first.",
     "too_easy": "Predicted easier than schedule.min_difficulty. Easiest first.",
     "too_hard": "Predicted harder than schedule.max_difficulty. Hardest first.",

@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 _BAD = {"corruptions": "copies of them that were damaged on purpose", "column": "those that a column calls bad",
         "rollouts": "those that were never solved"}
 
+_JUDGED_BY = {
+    "agreement": "What a prompt's rewards would teach the policy, compared with what its nearest neighbours teach: a "
+                 "wrong key pulls against them.",
+    "likelihood": "The policy's likelihood of each answer.",
+}
+
 
 def section(header: Mapping[str, Any], curation: Curation) -> dict[str, Any]:
     """What `quality.html.jinja` prints."""
@@ -89,8 +95,10 @@ def _suspicion(header: Mapping[str, Any]) -> dict[str, Any] | None:
     if not report:
         return None
     dropped = header["prompts"]["dropped_by_reason"].get("suspect_answer", 0)
-    words = ("The policy's likelihood of each answer, tried on wrong answers that were made on purpose. "
-             + sentence(report["why"]) + (f" {count(dropped, 'prompt')} dropped." if report["used"] else ""))
-    return {"words": words, "facts": [("AUC, right against wrong", held_out(report, "auc", 3)),
-                                      ("pairs of answers", count(report["pairs"])),
+    words = (f"{_JUDGED_BY[report['by']]} Tried on keys that were made wrong on purpose. {sentence(report['why'])}"
+             + (f" {count(dropped, 'prompt')} dropped." if report["used"] else ""))
+    judged = f"{count(report['judged'])} of {count(report['looked_at'])}"
+    return {"words": words, "facts": [("AUC, own keys against made wrong", held_out(report, "auc", 3)),
+                                      ("keys that were also made wrong", count(report["pairs"])),
+                                      ("keys that could be judged", judged),
                                       ("prompts dropped", count(dropped))]}
