@@ -2,9 +2,12 @@
 
     python -m benchmarks.extraction                      two CPU cores: 12-layer Qwen2 of width 512, layer 6, SAE of 8k
     python -m benchmarks.extraction --device cuda        a GPU: Qwen2.5-Math-1.5B's shape, middle layer, bf16, k = 64
+    python -m benchmarks.extraction --template           with a system message before every prompt
     python -m benchmarks.extraction --shape tiny         the same code in seconds; its figures mean nothing
 
-Weights and tokens are random; lengths are those of DeepScaleR's problems. Every side gives a prompt's mean activations:
+Weights and tokens are random; lengths are those of DeepScaleR's problems. With `--template` each has 26 tokens before
+it, about as many as Qwen2.5's chat template puts there, and one behind.
+Every side gives a prompt's mean activations:
 
     ours            `extract_tokens`: stop at the layer, length-sorted batches, fused top-k, pooling, sparse rows
     bound           the bare truncated forward pass, same batches: no SAE, no pooling
@@ -53,19 +56,24 @@ SHAPES: dict[str, dict[str, Any]] = {
         "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4,
         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048}},
 }
+SYSTEM = "<|system|>" + "Tom has 5 coins." * 4 + "<|user|>"
+"""26 tokens of the toy's tokenizer with the mark of a user's turn."""
 DEEPMATH_TOKENS = 10_000_000
 _DATA_ORDER_BATCH = 16
 
 
-def make_reader(folder: Path, shape: dict[str, Any]) -> None:
-    """Write `model/` and `sae/`, random."""
+def make_reader(folder: Path, shape: dict[str, Any], *, template: bool) -> None:
+    """Write `model/` and `sae/`, random, and a tokenizer, whose template puts a system message first if asked to."""
     from sae_lens import TopKSAE, TopKSAEConfig
     from sae_lens.saes.sae import SAEMetadata
     from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(0)
     Qwen2ForCausalLM(Qwen2Config(**shape["model"], tie_word_embeddings=True)).save_pretrained(folder / "model")
-    AutoTokenizer.from_pretrained(locations.resolve("saerl:toy/lm", Path())).save_pretrained(folder / "model")
+    tokenizer = AutoTokenizer.from_pretrained(locations.resolve("saerl:toy/lm", Path()))
+    if template:
+        tokenizer.chat_template = SYSTEM + "{{ messages[0]['content'] }}<|assistant|>"
+    tokenizer.save_pretrained(folder / "model")
     sae = TopKSAE(TopKSAEConfig(d_in=shape["model"]["hidden_size"], d_sae=shape["d_sae"], k=shape["k"],
                                 metadata=SAEMetadata(hook_name=f"blocks.{shape['layer']}.hook_resid_post")))
     torch.nn.init.normal_(sae.W_enc, std=shape["model"]["hidden_size"] ** -0.5)
@@ -197,7 +205,12 @@ def compare(shape: dict[str, Any], ids: list[list[int]], config: FeaturesConfig,
     """All figures of one shape; a table of them is printed."""
     tokens = sum(map(len, ids))
     with tempfile.TemporaryDirectory() as folder:
-        make_reader(Path(folder), shape)
+        make_reader(Path(folder), shape, template=asked.template)
+        if asked.template:
+            before, after = extract._frame(extract.load_reader(Path(folder) / "model", Path(folder) / "sae",
+                                                               shape["layer"], config)[0], chat_template=True)
+            ids = [before + row + after for row in ids]
+            tokens = sum(map(len, ids))
         sides, reader = _sides(Path(folder), shape, ids, config, asked.only_bound)
     cuda = reader.device.type == "cuda"
     if asked.profile:
@@ -242,6 +255,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, help="default: 64 on a CPU, 20,000 on a GPU")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--d-sae", type=int, nargs="+", help="widths of the SAE; default on a GPU: 32,768 and 65,536")
+    parser.add_argument("--template", action="store_true", help="a system message before every prompt")
     parser.add_argument("--only-bound", action="store_true", help="leave the other routes out")
     parser.add_argument("--profile", action="store_true", help="print torch's profile of our side")
     asked = parser.parse_args()

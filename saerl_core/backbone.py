@@ -1,10 +1,15 @@
 """A causal LM → its residual stream after one layer. Layers above it are dropped, so they cost neither time nor memory.
 
-Legend: B prompts, T tokens (padded), D residual width.
+What all prompts begin with (a chat template's system message) is read once: attention is causal, so nothing that comes
+later changes it, and its keys and values serve every prompt.
+
+Legend: B prompts, T tokens (padded), P tokens of a shared beginning, D residual width.
 """
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -41,6 +46,17 @@ class Backbone:
         """The token id that begins a text, if the tokenizer has one."""
         found = self.tokenizer.bos_token_id
         return found if isinstance(found, int) else None
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What many prompts begin with, read once."""
+
+    ids: tuple[int, ...]
+    stream: torch.Tensor
+    """h_PD, the residual stream after the top layer"""
+    cache: Any
+    """keys and values, transformers' `DynamicCache` of one row"""
 
 
 class _Reached(Exception):  # noqa: N818 - a signal, not an error
@@ -110,17 +126,36 @@ def find_layers(model: PreTrainedModel) -> torch.nn.ModuleList:
     return found[0]
 
 
-def residual_stream(backbone: Backbone, ids_BT: torch.Tensor) -> torch.Tensor:
+def read_beginning(backbone: Backbone, ids: Sequence[int]) -> Beginning:
+    """Read the tokens that many prompts begin with, for `residual_stream`."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=backbone.model.config)
+    h_BTD = _read(backbone, torch.tensor([list(ids)], device=backbone.device), cache)
+    return Beginning(tuple(ids), h_BTD[0], cache)
+
+
+def residual_stream(backbone: Backbone, ids_BT: torch.Tensor, beginning: Beginning | None = None) -> torch.Tensor:
     """The residual stream after the backbone's top layer.
 
     Args:
         backbone: From `load_backbone`.
         ids_BT: Token ids, padded on the right. No mask is needed: attention is causal, so what a token sees lies
             to its left, and padding lies to its right.
+        beginning: What every row begins with, if it was read before; only the rest is computed. Every row is longer.
 
     Returns:
-        h_BTD in the backbone's precision. Rows at padding are meaningless.
+        h_BTD in the backbone's precision, of all tokens. Rows at padding are meaningless.
     """
+    if beginning is None:
+        return _read(backbone, ids_BT, None)
+    cache = copy.deepcopy(beginning.cache)  # a pass adds to it
+    cache.batch_repeat_interleave(len(ids_BT))
+    h_BTD = _read(backbone, ids_BT[:, len(beginning.ids) :], cache)
+    return torch.cat([beginning.stream.expand(len(ids_BT), -1, -1), h_BTD], dim=1)
+
+
+def _read(backbone: Backbone, ids_BT: torch.Tensor, cache: Any) -> torch.Tensor:
     caught: list[torch.Tensor] = []
 
     def catch(_module: torch.nn.Module, _inputs: Any, output: Any) -> None:
@@ -129,7 +164,7 @@ def residual_stream(backbone: Backbone, ids_BT: torch.Tensor) -> torch.Tensor:
 
     handle = backbone.top_layer.register_forward_hook(catch)
     try:
-        backbone.model(input_ids=ids_BT, use_cache=False)
+        backbone.model(input_ids=ids_BT, past_key_values=cache, use_cache=cache is not None)
     except _Reached:
         pass
     finally:

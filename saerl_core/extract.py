@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from saerl_core import backbone as backbones
-from saerl_core.backbone import Backbone
+from saerl_core.backbone import Backbone, Beginning
 from saerl_core.config import FeaturesConfig
 from saerl_core.encoders import load_encoder
 from saerl_core.errors import ModelError
@@ -24,6 +24,8 @@ from saerl_core.sae import Entries, Sae
 
 FVU_TOKENS = 16
 """Most tokens of a prompt on which the SAE's reconstruction is measured: enough for the health of a data set."""
+_WORTH_SHARING = 8
+"""Tokens that a template must put before every prompt for it to pay that they are read once."""
 _POOL_ELEMENTS = 1 << 22
 """Most elements of a pooling buffer: 16 MiB in float32."""
 
@@ -77,14 +79,17 @@ def extract_tokens(backbone: Backbone, sae: Sae, ids: Sequence[list[int]], confi
     """
     cut = np.array([max(0, len(row) - config.max_tokens) for row in ids], dtype=np.int32)
     ids = [row[: config.max_tokens] for row in ids]
-    frame = _frame(backbone, chat_template=config.chat_template)
+    before, after = _frame(backbone, chat_template=config.chat_template)
+    frame = len(before), len(after)
+    beginning = backbones.read_beginning(backbone, before) if len(before) >= _WORTH_SHARING else None
     budget = backbones.token_budget(backbone, config.tokens_per_batch)
     left, rows, order, parts = list(range(len(ids))), [], [], []
     while left:
         try:
             for batch in batch_by_length([len(ids[i]) for i in left], budget):
                 rows = [left[i] for i in batch]
-                parts.append(_extract_batch(backbone, sae, [ids[i] for i in rows], frame, config.sink_norm_ratio))
+                parts.append(_extract_batch(backbone, sae, [ids[i] for i in rows], beginning, frame,
+                                            config.sink_norm_ratio))
                 order += rows
             left = []
         except torch.OutOfMemoryError as error:
@@ -128,11 +133,11 @@ def _ends(longest: int, rows: int, following: int, budget: int) -> bool:
     return longest * (rows + 1) > budget or (longest * rows >= budget / 4 and following < 0.9 * longest)
 
 
-def _frame(backbone: Backbone, *, chat_template: bool) -> tuple[int, int]:
-    """How many tokens the template puts before and after every message, whatever it says."""
+def _frame(backbone: Backbone, *, chat_template: bool) -> tuple[list[int], list[int]]:
+    """The tokens that the template puts before and after every message, whatever it says."""
     one, other = (render(backbone.tokenizer, [{"role": "user", "content": text}], chat_template=chat_template)
                   for text in ("a", "7 b"))
-    return _common(one, other), _common(one[::-1], other[::-1])
+    return one[: _common(one, other)], one[len(one) - _common(one[::-1], other[::-1]) :]
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:
@@ -140,10 +145,11 @@ def _common(one: Sequence[int], other: Sequence[int]) -> int:
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
-def _extract_batch(backbone: Backbone, sae: Sae, ids: list[list[int]], frame: tuple[int, int],
-                   sink_norm_ratio: float) -> FeatureRows:
+def _extract_batch(backbone: Backbone, sae: Sae, ids: list[list[int]], beginning: Beginning | None,
+                   frame: tuple[int, int], sink_norm_ratio: float) -> FeatureRows:
     ids_BT, real_BT = pad(ids, backbone.device)
-    h_BTD = backbones.residual_stream(backbone, ids_BT)
+    shared = beginning if beginning and all(_begins(row, beginning.ids) for row in ids) else None
+    h_BTD = backbones.residual_stream(backbone, ids_BT, shared)
     keep_BT = pooled_tokens(h_BTD, ids_BT, real_BT, backbone.bos, sink_norm_ratio)
     h_TD, prompt_T, tokens_B = h_BTD[keep_BT], keep_BT.nonzero()[:, 0], keep_BT.sum(1)
     entries = sae.encode(h_TD)
@@ -152,6 +158,11 @@ def _extract_batch(backbone: Backbone, sae: Sae, ids: list[list[int]], frame: tu
     content_BT = (place_BT >= frame[0]) & (behind_BT > frame[1])
     fvu_B = _fvu(sae, h_TD, prompt_T, content_BT[keep_BT], entries, len(ids))
     return _pool(values_N, prompt_T[token_N], feature_N, tokens_B, (real_BT & ~keep_BT).sum(1), fvu_B, sae.d_sae)
+
+
+def _begins(row: Sequence[int], beginning: tuple[int, ...]) -> bool:
+    """Whether a row begins so, and goes on."""
+    return len(row) > len(beginning) and tuple(row[: len(beginning)]) == beginning
 
 
 def pad(ids: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -72,6 +72,20 @@ def test_padding_on_the_right_changes_nothing_on_its_left(family: Path) -> None:
     torch.testing.assert_close(padded_BTD[:, :15], alone_BTD, atol=2e-5, rtol=1e-4)
 
 
+def test_a_beginning_that_is_read_once_changes_nothing(family: Path) -> None:
+    """Longer and shorter than the sliding windows of those families that have one (8)."""
+    reader = backbone.load_backbone(family, 2, torch.device("cpu"), torch.float32)
+    ids_BT = torch.randint(3, 512, (3, 24), generator=torch.Generator().manual_seed(3))
+    for length in (5, 13):
+        ids_BT[:, :length] = ids_BT[0, :length]
+        with torch.no_grad():
+            beginning = backbone.read_beginning(reader, ids_BT[0, :length].tolist())
+            whole_BTD = backbone.residual_stream(reader, ids_BT)
+            for _ in range(2):  # what was read of the beginning is not used up
+                torch.testing.assert_close(backbone.residual_stream(reader, ids_BT, beginning), whole_BTD, atol=2e-5,
+                                           rtol=1e-4)
+
+
 def test_a_model_without_one_list_of_layers_is_refused() -> None:
     model = transformers.BartModel(transformers.BartConfig(
         vocab_size=32, d_model=16, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2,

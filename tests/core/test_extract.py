@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,29 @@ def test_topk_features_equal_a_naive_loop_over_hidden_states_and_sae_lens(
     mean, maximum = naive(tiny_reader, folder, 1, PROMPTS)
     np.testing.assert_allclose(rows.matrix().toarray(), mean, atol=2e-5)
     np.testing.assert_allclose(dense_max(rows), maximum, atol=2e-5)
+
+
+@pytest.mark.parametrize("tokens_per_batch", [64, 100_000])
+def test_what_a_template_puts_before_every_prompt_is_read_once_and_changes_no_feature(
+        tiny_reader: Path, make_sae: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+        tokens_per_batch: int) -> None:
+    reader = shutil.copytree(tiny_reader, tmp_path / "reader")
+    template = reader / "chat_template.jinja"
+    system = "{% if messages[0]['content'] != '2+2' %}Tom has 5 coins and a bus.{% endif %}"  # all prompts but one
+    template.write_text(system + template.read_text())
+    read: list[int] = []
+    original = backbone._read
+    monkeypatch.setattr(backbone, "_read", lambda reader, ids, cache: (read.append(ids.numel()),
+                                                                       original(reader, ids, cache))[-1])
+    folder = make_sae("topk")
+    rows = ours(reader, folder, 1, PROMPTS, tokens_per_batch=tokens_per_batch, sink_norm_ratio=1e9)
+    mean, maximum = naive(reader, folder, 1, PROMPTS)
+    np.testing.assert_allclose(rows.matrix().toarray(), mean, atol=2e-5)
+    np.testing.assert_allclose(dense_max(rows), maximum, atol=2e-5)
+    if tokens_per_batch == 64:
+        assert sum(read) < rows.tokens.sum(), "less was computed than there are tokens"
+    short = ours(reader, folder, 1, PROMPTS, tokens_per_batch=tokens_per_batch, max_tokens=6)
+    assert (short.tokens + short.masked <= 6).all(), "prompts that are cut within the beginning are read whole"
 
 
 @pytest.mark.parametrize("architecture", ["jumprelu", "standard", "gated"])
@@ -272,11 +296,11 @@ def test_a_device_that_runs_out_of_memory_gets_smaller_batches(
     folder, whole, seen = make_sae("topk"), backbone.residual_stream, []
     expected = ours(tiny_reader, folder, 1, PROMPTS * 16)
 
-    def small(reader: backbone.Backbone, ids_BT: torch.Tensor) -> torch.Tensor:
+    def small(reader: backbone.Backbone, ids_BT: torch.Tensor, beginning: backbone.Beginning | None) -> torch.Tensor:
         seen.append(ids_BT.numel())
         if len(seen) <= failures:
             raise torch.OutOfMemoryError
-        return whole(reader, ids_BT)
+        return whole(reader, ids_BT, beginning)
 
     monkeypatch.setattr(backbone, "residual_stream", small)
     rows = ours(tiny_reader, folder, 1, PROMPTS * 16)

@@ -82,9 +82,9 @@ def forward_passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen: list[int] = []
     real = backbone.residual_stream
 
-    def counting(reader: Any, ids_BT: Any) -> Any:
+    def counting(reader: Any, ids_BT: Any, *beginning: Any) -> Any:
         seen.append(len(ids_BT))
-        return real(reader, ids_BT)
+        return real(reader, ids_BT, *beginning)
 
     monkeypatch.setattr(backbone, "residual_stream", counting)
     return seen
