@@ -6,12 +6,17 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from saerl_core.compare.arms import arm_config, check_arms
+from saerl_core.compare.rounds import round_config
+from saerl_core.config import load_config
 from saerl_core.errors import TrainError
 from saerl_core.rl.check import check_config_only, check_job
 from saerl_core.rl.job import build_job
+from tests.conftest import ROOT
 from tests.rl.conftest import MakeConfig
 
 pytest.importorskip("verl", reason="verl is not installed (pip install 'saerl[verl]')")
@@ -43,6 +48,20 @@ def test_a_policy_that_is_not_here_can_still_have_its_configuration_checked(make
     check = check_config_only(config)
     assert (check.engine, check.model_found) == ("gpu", False)
     assert check.verl.startswith("0.9")
+
+
+@pytest.mark.parametrize("settings", [{}, {"clip_high": 0.28, "loss_aggregation": "token-mean"}], ids=["GRPO", "DAPO"])
+def test_a_comparison_with_vllm_rollouts_passes_verls_own_validation(settings: dict[str, Any]) -> None:
+    """Arms differ in what they are trained on, so verl sees two kinds of them: with rounds and without."""
+    config = load_config(ROOT / "examples" / "qwen2.5-math-1.5b.yaml", ("schedule.steps=300",))
+    config = config.model_copy(update={"train": config.train.model_copy(update=settings)})
+    check_arms(config)
+    whole = arm_config(config, "checked-keys", 0)
+    for part in (whole, round_config(whole, 1, 2, Path("checkpoint"))):
+        part = part.model_copy(update={"policy": config.policy})
+        check = check_config_only(part)
+        assert (check.engine, check.model_found) == ("gpu", False)
+        assert (part.train.test_greedy, part.train.test_samples) == (True, 8)
 
 
 def test_what_verl_refuses_is_one_line(make_config: MakeConfig) -> None:
