@@ -7,10 +7,13 @@ gsm8k_test (.jsonl.gz). Each line is one `saerl curate` in a process of its own 
 counted in:
 
     start-up    64 prompts, nothing to do
+    one more    the same 64 and another one: the reader has to be started
     first       all prompts but the last 300, nothing known of them
     unchanged   the same again
     cached      the same with nothing but the features kept
     300 new     all prompts
+
+The last line sets the extraction of the 300 beside the first one's, as it is and less the start of the reader.
 """
 
 from __future__ import annotations
@@ -62,7 +65,7 @@ def write_config(folder: Path, name: str, asked: argparse.Namespace) -> Path:
     sets = [{"path": str(asked.data / f"{file}.jsonl.gz"), "preset": "saerl", "name": file}
             for file in ("math500", "gsm8k_test")]
     config = {
-        "name": name, "workspace": "out" if name != "few" else "few-out",
+        "name": name, "workspace": "few-out" if name in ("few", "one") else "out",
         "data": {"path": f"{name}.jsonl.gz", "name": "real", "decontaminate": sets,
                  "columns": {"id": "id", "prompt": "problem", "answer": "answer", "subject": "subject",
                              "pass_rate": "pass_rate"}},
@@ -88,12 +91,13 @@ def curate(config: Path) -> dict[str, Any]:
 def measure(folder: Path, asked: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Every line of the table."""
     rows = read_all(asked.data)
-    for name, part in (("few", rows[:2000:31]), ("most", rows[:-NEW]), ("all", rows)):
+    for name, part in (("few", rows[:2000:31]), ("one", [*rows[:2000:31], rows[1]]), ("most", rows[:-NEW]),
+                       ("all", rows)):
         with gzip.open(folder / f"{name}.jsonl.gz", "wb", compresslevel=1) as file:
             file.write(b"".join(part))
-    few, most, whole = (write_config(folder, name, asked) for name in ("few", "most", "all"))
+    few, one, most, whole = (write_config(folder, name, asked) for name in ("few", "one", "most", "all"))
     curate(few)
-    found = {"start-up": curate(few), "first": curate(most), "unchanged": curate(most)}
+    found = {"start-up": curate(few), "one more": curate(one), "first": curate(most), "unchanged": curate(most)}
     for cache in ("artifacts", "results", "manifests"):
         shutil.rmtree(folder / "out" / cache)
     found["cached"] = curate(most)
@@ -117,7 +121,11 @@ def main() -> None:
     for name, figures in found.items():
         sys.stdout.write(f"{name:<12}{figures['seconds']:>10}{figures['cpu']:>10}{figures['cpu'] - start:>12.1f}"
                          f"{figures['peak_gib']:>10}{figures['read']:>8}  {figures['stages']}\n")
-    sys.stdout.write(json.dumps({"cores": CORES, **found}) + "\n")
+    start_of_reader, whole, new = (found[name]["stages"]["extract"] for name in ("one more", "first", "300 new"))
+    shares = {"300 new / first": round(new / whole, 4),
+              "less the reader's start": round((new - start_of_reader) / (whole - start_of_reader), 4)}
+    sys.stdout.write(f"extraction: {shares}, the reader's start {start_of_reader} s\n")
+    sys.stdout.write(json.dumps({"cores": CORES, "extraction": shares, **found}) + "\n")
 
 
 if __name__ == "__main__":

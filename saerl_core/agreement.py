@@ -27,7 +27,8 @@ SKETCH_SIDE = 32
 SKETCH = SKETCH_SIDE**2
 _TOKENS_PER_BATCH = 2048
 """The logits of a batch are [tokens, vocabulary]: 1.2 GB in float32 for a vocabulary of 150,000."""
-_BLOCK = 1024
+_BLOCK = 256
+"""Prompts that are compared with all others at once."""
 
 
 @torch.inference_mode()
