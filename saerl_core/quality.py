@@ -219,6 +219,8 @@ class SuspicionReport:
     auc: float | None
     auc_low: float | None
     auc_high: float | None
+    shown: list[tuple[float, float]]
+    """what speaks against a prompt's own key and against its made one, of at most 2,000 prompts"""
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -237,12 +239,13 @@ def suspicion(right: Sequence[float] | np.ndarray, wrong: Sequence[float] | np.n
         looked_at: Prompts for which there could have been.
         config: `min_auc`, and what the figure is.
     """
-    about = {"by": config.suspect_by, "pairs": len(right), "judged": judged, "looked_at": looked_at}
+    doubt = np.stack([np.asarray(right, dtype=np.float64), np.asarray(wrong, dtype=np.float64)])
+    about = {"by": config.suspect_by, "pairs": len(right), "judged": judged, "looked_at": looked_at,
+             "shown": np.round(doubt.T[:_HELD_OUT_SHOWN], 4).tolist()}
     if len(right) < 20:
         return SuspicionReport(used=False, why=f"{len(right)} keys could be made wrong: too few to tell whether right "
                                                "ones are told from wrong ones", auc=None, auc_low=None, auc_high=None,
                                **about)
-    doubt = np.stack([np.asarray(right), np.asarray(wrong)])
 
     def area(rows: np.ndarray) -> float:
         return auc(doubt[:, rows].ravel(), np.repeat([False, True], len(rows)))

@@ -124,16 +124,16 @@ def bare(ax: Axes) -> None:
 
 
 def pair_of_histograms(fig: Figure, first: np.ndarray, second: np.ndarray, names: tuple[str, str], title: str,
-                        xlabel: str, colours: tuple[str, str]) -> Axes:
-    """Two histograms over [0, 1], the first filled, the second outlined: neither hides the other."""
+                        xlabel: str, colours: tuple[str, str], span: tuple[float, float] = (0.0, 1.0)) -> Axes:
+    """Two histograms over `span`, the first filled, the second outlined: neither hides the other."""
     ax = fig.subplots()
-    bins = np.linspace(0, 1, 41).tolist()
+    bins = np.linspace(*span, 41).tolist()
     ax.hist(first, bins=bins, color=colours[0], alpha=0.6, histtype="stepfilled", linewidth=0,
             label=f"{names[0]} ({len(first):,})")
     if len(second):
         ax.hist(second, bins=bins, color=colours[1], histtype="step", linewidth=1.6,
                 label=f"{names[1]} ({len(second):,})")
-    ax.set(title=title, xlabel=xlabel, ylabel="prompts", xlim=(0, 1))
+    ax.set(title=title, xlabel=xlabel, ylabel="prompts", xlim=span)
     ax.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     ax.margins(y=0.16)
     ax.legend(loc="upper left")

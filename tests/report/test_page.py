@@ -130,7 +130,7 @@ def test_hostile_text_is_text_wherever_it_comes_from() -> None:
     header["difficulty"] |= {"method": bad}
     header["health"] |= {"warnings": [bad]}
     header["suspicion"] = {"used": False, "why": bad, "by": "agreement", "pairs": 30, "judged": 40,
-                           "looked_at": 50, "auc": 0.5, "auc_low": 0.4, "auc_high": 0.6}
+                           "looked_at": 50, "shown": [[0.1, 0.2]], "auc": 0.5, "auc_low": 0.4, "auc_high": 0.6}
     header["quality"] |= {"used": False, "why": bad, "auc_by_kind": {bad: 0.5},
                           "held_out": [(0.4, bad), (0.6, "intact")]}
     text = page.render(header, curation)
@@ -252,7 +252,8 @@ def test_the_gate_of_suspected_answers_is_told_where_it_was_asked_for(small: Run
     header, curation = small
     assert "keys that could be judged" not in words(header, curation)
     report = {"by": "agreement", "used": False, "why": "AUC 0.52 is not above quality.min_auc", "pairs": 60,
-              "judged": 70, "looked_at": 90, "auc": 0.52, "auc_low": 0.45, "auc_high": 0.59}
+              "judged": 70, "looked_at": 90, "shown": [[-0.5, 0.1]] * 60, "auc": 0.52, "auc_low": 0.45,
+              "auc_high": 0.59}
     text = words({**header, "suspicion": report}, curation)
     assert "The look at answer keys is not used: AUC 0.52" in text.split("From the file")[0]
     assert "0.520 (0.450 to 0.590)" in text

@@ -98,6 +98,23 @@ def held_out_quality(intact: np.ndarray, damaged: np.ndarray, threshold: float |
 
 
 @drawn
+def keys(own: np.ndarray, wrong: np.ndarray, by: str) -> Figure:
+    """What speaks for the prompts' own keys, and for keys that were made wrong.
+
+    Args:
+        own: Agreement in [-1, 1], or an answer's likelihood per token.
+        wrong: The same of the wrong keys.
+        by: `quality.suspect_by`.
+    """
+    fig = blank(HALF, 300)
+    span, xlabel = ((-1.0, 1.0), "agreement with similar prompts") if by == "agreement" else (
+        (0.0, 1.0), "likelihood per token of the answer")
+    pair_of_histograms(fig, own, wrong, ("own keys", "made wrong"), "Answer keys", xlabel,
+                       (LIGHT["blue"], LIGHT["orange"]), span)
+    return fig
+
+
+@drawn
 def quality_of_prompts(scores: np.ndarray, threshold: float | None) -> Figure:
     """Scores of the data set's own prompts."""
     fig = blank(HALF, 300)

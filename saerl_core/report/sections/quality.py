@@ -57,7 +57,7 @@ def section(header: Mapping[str, Any], curation: Curation) -> dict[str, Any]:
                  ("good and bad prompts", f"{count(report.get('good') or 0)} and {count(report.get('bad') or 0)}"),
                  ("method", str(report.get("method")))]
         if aside := report.get("set_aside"):
-            facts.append(("own prompts that look damaged, not learned from as good ones", count(aside)))
+            facts.append(("own prompts set aside", count(aside)))
     scores = curation.quality[~np.isnan(curation.quality)]
     if used and len(scores):
         drawings.append(svg(figures.quality_of_prompts(scores, threshold), "Histogram of the prompts' quality scores"))
@@ -81,24 +81,37 @@ def _kinds(report: Mapping[str, Any], score: np.ndarray, kind: np.ndarray,
 
 
 def _caption(report: Mapping[str, Any], threshold: float | None) -> str:
-    words = "" if threshold is None else ("A score below the threshold drops a prompt: of bad ones more is better, of "
-                                          "good prompts less. ")
+    words = []
+    if report.get("set_aside"):
+        words.append("Own prompts that look damaged to a probe fitted on the others are set aside: nothing is learned "
+                     "from them.")
+    if threshold is not None:
+        words.append("A score below the threshold drops a prompt: of bad ones more is better, of good prompts less.")
     if report.get("labels", "corruptions") == "corruptions":
-        words += ("Calibration is on a made-up mixture, one damaged copy to each intact prompt; in the data itself bad "
-                  "prompts are rarer, so that more of the low scores there are of good prompts. ")
-    return words + "The probe cannot see a wrong answer key: that is not in the prompt."
+        words.append("Calibration is on a made-up mixture, one damaged copy to each intact prompt; in the data itself "
+                     "bad prompts are rarer, so that more of the low scores there are of good prompts.")
+    return " ".join([*words, "The probe cannot see a wrong answer key: that is not in the prompt."])
 
 
 def _suspicion(header: Mapping[str, Any]) -> dict[str, Any] | None:
     """The gate of `quality.suspect_answers`; None where it was not asked for."""
+    from saerl_core.report.figures import scores as figures
+
     report = part(header, "suspicion")
     if not report:
         return None
     dropped = header["prompts"]["dropped_by_reason"].get("suspect_answer", 0)
-    words = (f"{_JUDGED_BY[report['by']]} Tried on keys that were made wrong on purpose. {sentence(report['why'])}"
-             + (f" {count(dropped, 'prompt')} dropped." if report["used"] else ""))
+    words = f"{_JUDGED_BY[report['by']]} Tried on keys that were made wrong on purpose. {sentence(report['why'])}"
+    if report["used"]:
+        words += f" {count(dropped, 'prompt')} dropped."
     judged = f"{count(report['judged'])} of {count(report['looked_at'])}"
-    return {"words": words, "facts": [("AUC, own keys against made wrong", held_out(report, "auc", 3)),
-                                      ("keys that were also made wrong", count(report["pairs"])),
-                                      ("keys that could be judged", judged),
-                                      ("prompts dropped", count(dropped))]}
+    drawing = None
+    if report["shown"]:
+        doubt = np.array(report["shown"], dtype=np.float64)
+        own, wrong = -doubt.T if report["by"] == "agreement" else np.exp(-doubt.T)
+        drawing = svg(figures.keys(own, wrong, report["by"]),
+                      "Histogram of what speaks for the prompts' own keys and for keys made wrong")
+    facts = [("AUC, own keys against made wrong", held_out(report, "auc", 3)),
+             ("keys that were also made wrong", count(report["pairs"])), ("keys that could be judged", judged),
+             ("prompts dropped", count(dropped))]
+    return {"words": words, "drawing": drawing, "facts": facts}
