@@ -111,7 +111,13 @@ def _read_parquet(file: Path, columns: Collection[str]) -> Iterator[tuple[str, R
 def _read_arrow(file: Path, columns: Collection[str]) -> Iterator[tuple[str, Record]]:
     with pa.memory_map(str(file)) as mapped, pa.ipc.open_stream(mapped) as table:
         wanted = _wanted(table.schema.names, columns)
-        yield from _numbered(batch.select(wanted) if wanted else batch for batch in table)
+        yield from _numbered(_sound(batch.select(wanted) if wanted else batch) for batch in table)
+
+
+def _sound(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The batch, if its offsets stay within its buffers: Arrow trusts them, so a damaged file would end the process."""
+    batch.validate(full=True)
+    return batch
 
 
 def _wanted(names: list[str], columns: Collection[str]) -> list[str] | None:

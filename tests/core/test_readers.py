@@ -201,3 +201,14 @@ def test_a_hub_data_set_without_a_network_is_one_clear_line(monkeypatch: pytest.
 def test_a_source_that_cannot_be_meant_is_refused(fields: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         SourceConfig(**fields)
+
+
+def test_an_arrow_file_whose_offsets_point_out_of_it_is_a_data_error(tmp_path: Path) -> None:
+    """Arrow trusts offsets: unchecked, this ends the process (SIGBUS) where the memory behind the file ends."""
+    path = write(tmp_path / "rows.arrow", [{"prompt": "What?", "answer": "1"}])
+    offsets = (0).to_bytes(4, "little") + (5).to_bytes(4, "little")
+    before, found, after = path.read_bytes().rpartition(offsets)  # those of `prompt`, ahead of its text
+    assert after.lstrip(b"\0").startswith(b"What?")
+    path.write_bytes(before + found[:4] + (2**30).to_bytes(4, "little") + after)
+    with pytest.raises(DataError, match="cannot be read"):
+        list(read_rows([path]))
