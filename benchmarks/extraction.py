@@ -58,12 +58,17 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 SYSTEM = "<|system|>" + "Tom has 5 coins." * 4 + "<|user|>"
 """26 tokens of the toy's tokenizer with the mark of a user's turn."""
+ANSWER = "<|assistant|>"
 DEEPMATH_TOKENS = 10_000_000
 _DATA_ORDER_BATCH = 16
 
 
-def make_reader(folder: Path, shape: dict[str, Any], *, template: bool) -> None:
-    """Write `model/` and `sae/`, random, and a tokenizer, whose template puts a system message first if asked to."""
+def make_reader(folder: Path, shape: dict[str, Any], *, template: bool) -> tuple[list[int], list[int]]:
+    """Write `model/` and `sae/`, random, and a tokenizer, whose template puts a system message first if asked to.
+
+    Returns:
+        The tokens that it puts before and behind every prompt then; none otherwise.
+    """
     from sae_lens import TopKSAE, TopKSAEConfig
     from sae_lens.saes.sae import SAEMetadata
     from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
@@ -72,12 +77,13 @@ def make_reader(folder: Path, shape: dict[str, Any], *, template: bool) -> None:
     Qwen2ForCausalLM(Qwen2Config(**shape["model"], tie_word_embeddings=True)).save_pretrained(folder / "model")
     tokenizer = AutoTokenizer.from_pretrained(locations.resolve("saerl:toy/lm", Path()))
     if template:
-        tokenizer.chat_template = SYSTEM + "{{ messages[0]['content'] }}<|assistant|>"
+        tokenizer.chat_template = SYSTEM + "{{ messages[0]['content'] }}" + ANSWER
     tokenizer.save_pretrained(folder / "model")
     sae = TopKSAE(TopKSAEConfig(d_in=shape["model"]["hidden_size"], d_sae=shape["d_sae"], k=shape["k"],
                                 metadata=SAEMetadata(hook_name=f"blocks.{shape['layer']}.hook_resid_post")))
     torch.nn.init.normal_(sae.W_enc, std=shape["model"]["hidden_size"] ** -0.5)
     sae.save_model(folder / "sae")
+    return (tokenizer.encode(SYSTEM), tokenizer.encode(ANSWER)) if template else ([], [])
 
 
 def draw_prompts(count: int, vocabulary: int) -> list[list[int]]:
@@ -203,14 +209,10 @@ def _share_of_the_machine(tokens: int, seconds: float, reader: Backbone, shape: 
 def compare(shape: dict[str, Any], ids: list[list[int]], config: FeaturesConfig,
             asked: argparse.Namespace) -> dict[str, Any]:
     """All figures of one shape; a table of them is printed."""
-    tokens = sum(map(len, ids))
     with tempfile.TemporaryDirectory() as folder:
-        make_reader(Path(folder), shape, template=asked.template)
-        if asked.template:
-            before, after = extract._frame(extract.load_reader(Path(folder) / "model", Path(folder) / "sae",
-                                                               shape["layer"], config)[0], chat_template=True)
-            ids = [before + row + after for row in ids]
-            tokens = sum(map(len, ids))
+        before, behind = make_reader(Path(folder), shape, template=asked.template)
+        ids = [before + row + behind for row in ids]
+        tokens = sum(map(len, ids))
         sides, reader = _sides(Path(folder), shape, ids, config, asked.only_bound)
     cuda = reader.device.type == "cuda"
     if asked.profile:

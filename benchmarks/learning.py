@@ -33,18 +33,17 @@ _PARTS = 5
 
 def read_run(run: Path, truth: pl.DataFrame) -> pl.DataFrame:
     """A row for each prompt of each step: what is known of it, its pass rate, whether its group has an advantage."""
-    rate = pl.col("successes") / pl.col("trials")
+    rate, step = pl.col("successes") / pl.col("trials"), pl.col("step")
     return observed_rewards(run).join(truth, on="id").with_columns(
-        rate=rate, advantage=(rate > 0) & (rate < 1), wrong=pl.col("defect") == "wrong_key")
+        rate=rate, advantage=(rate > 0) & (rate < 1), wrong=pl.col("defect") == "wrong_key",
+        first=step <= _MANY, last=step > step.max() - _MANY)
 
 
 def about_arm(rows: pl.DataFrame, run: Path) -> dict[str, float]:
     """One line of the first table."""
-    last = rows["step"].max()
-    assert isinstance(last, int)
     found: dict[str, float] = {}
-    for name, of in (("first", pl.col("step") <= _MANY), ("last", pl.col("step") > last - _MANY)):
-        part = rows.filter(of)
+    for name in ("first", "last"):
+        part = rows.filter(name)
         learned = part.filter("advantage")
         found |= {f"right, {name} ten": _mean(part["rate"]), f"with advantage, {name} ten": _mean(part["advantage"]),
                   f"of these wrong keys, {name} ten": _mean(learned["wrong"])}
@@ -56,12 +55,9 @@ def about_arm(rows: pl.DataFrame, run: Path) -> dict[str, float]:
 
 def about_prompts(rows: pl.DataFrame, column: str) -> pl.DataFrame:
     """The second table for one seed: five equal parts by a column."""
-    last = rows["step"].max()
-    assert isinstance(last, int)
     part = ((pl.col(column).rank("ordinal") - 1) * _PARTS // pl.len()).alias("part")
-    early, late = pl.col("step") <= _MANY, pl.col("step") > last - _MANY
     return rows.drop_nulls(column).with_columns(part).group_by("part").agg(
-        first=pl.col("rate").filter(early).mean(), last=pl.col("rate").filter(late).mean(),
+        first=pl.col("rate").filter("first").mean(), last=pl.col("rate").filter("last").mean(),
         advantage=pl.col("advantage").mean(), wrong=pl.col("wrong").filter("advantage").mean()).sort("part")
 
 
@@ -79,7 +75,7 @@ def _trend(values: np.ndarray) -> np.ndarray:
 
 
 def _mean(values: pl.Series) -> float:
-    return float(values.cast(pl.Float64).mean() or 0.0)  # type: ignore[arg-type]  # a number, for a column of numbers
+    return float(values.to_numpy().mean())
 
 
 def _difficulty(workspace: Path, run: Path) -> pl.DataFrame:

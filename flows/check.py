@@ -216,7 +216,7 @@ def _cost(config: RunConfig, usable: pl.DataFrame, sae_spec: SaeSpec | None,
         layer = choose_layer(sae_spec, model_spec, config.features.layer)
         seconds = round(tokens * _flops_per_token(model_spec, layer, sae_spec) / _matrix_rate(config), 1)
     labelled = min(config.labels.count, usable.height) if config.labels.source in ("rollouts", "server") else 0
-    judged = usable.height if config.quality.suspect_answers and config.quality.suspect_by == "agreement" else 0
+    judged = usable.height if config.quality.keys_by == "agreement" else 0
     steps = _batches_per_epoch(config, usable.height)
     return {
         "tokens": tokens,

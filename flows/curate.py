@@ -106,8 +106,8 @@ def _curate(config: RunConfig) -> Curated:
         labels = ran(label, root, table, clusters, inputs.policy, inputs.policy_hash, Path(config.base),
                      inputs.verifier, config.labels, config.policy, size=_labels_size(config, usable),
                      describe=_labels_note)
-    by_likelihood = config.quality.suspect_answers > 0 and config.quality.suspect_by == "likelihood"
-    if config.difficulty.method == "nll" or by_likelihood:
+    keys_by = config.quality.keys_by
+    if config.difficulty.method == "nll" or keys_by == "likelihood":
         likelihoods = ran(likelihood, root, table, inputs.policy, inputs.policy_hash, config.quality.answer_format,
                           config.quality.seed, config.policy.trust_remote_code, size=prompts)
     hard = ran(difficulty, root, features, table, labels, likelihoods, inputs.rewards, inputs.rewards_hash,
@@ -121,8 +121,8 @@ def _curate(config: RunConfig) -> Curated:
     good = ran(quality, root, features, table, labels, damaged, damaged_features, config.quality, size=prompts,
                describe=_why)
     suspects = None
-    if config.quality.suspect_answers:
-        evidence = likelihoods if by_likelihood else ran(
+    if keys_by is not None:
+        evidence = likelihoods if keys_by == "likelihood" else ran(
             agreement, root, table, hard, good, inputs.policy, inputs.policy_hash, Path(config.base), inputs.verifier,
             config.quality, config.labels, config.policy, config.schedule,
             size=f"what is left x {config.quality.agreement_samples} answers", describe=_judged_note)

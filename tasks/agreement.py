@@ -6,6 +6,7 @@ The policy answers each of them a few times; what its rewards would teach is com
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +28,9 @@ from tasks.read import load_usable
 from tasks.scores import load_scores
 
 ROWS = "agreement.parquet"
-_KEPT = {"key": pl.String, "pass_rate": pl.Float64, "own": pl.Binary, "wrong": pl.Binary}
-"""What is kept of a prompt: its pass rate, its pull, and the pull of a wrong key made of its answers (float16; null
-where rewards do not differ)."""
+_KEPT = {"key": pl.String, "own": pl.Binary, "wrong": pl.Binary}
+"""What is kept of a prompt: its pull, and the pull of a wrong key made of its answers (float16; null where rewards do
+not differ)."""
 _CHUNK_PROMPTS = 100
 """What an interruption can lose."""
 
@@ -52,7 +53,7 @@ def agreement(root: Path, table: ArtifactRef, difficulty: ArtifactRef, quality: 
     agree[differ] = core.agreement(own, own, config.neighbours)
     made_wrong[differ] = np.where(wrong.any(1), core.agreement(wrong, own, config.neighbours), np.nan)
     with artifact.staging(root / "artifacts") as staged:
-        pl.DataFrame({"row": rows, "pass_rate": found["pass_rate"], "agreement": agree, "made_wrong": made_wrong},
+        pl.DataFrame({"row": rows, "agreement": agree, "made_wrong": made_wrong},
                      nan_to_null=True).write_parquet(staged / ROWS)
         return artifact.seal(staged, "agreement", {"stage": "agreement", "policy": policy_hash, "rows": len(rows)})
 
@@ -72,31 +73,26 @@ def candidates(difficulty: ArtifactRef, quality: ArtifactRef, config: QualityCon
 
 
 def load_agreement(ref: ArtifactRef) -> pl.DataFrame:
-    """`row` (among the usable prompts), `pass_rate`, and, where its answers' rewards differ, `agreement` in [-1, 1] and
+    """`row` (among the usable prompts), and, where the rewards of its answers differ, `agreement` in [-1, 1] and
     `made_wrong`, the agreement of a wrong key made of the same answers."""
     return pl.read_parquet(ref.path / ROWS)
 
 
 def _measured(chosen: pl.DataFrame, stores: Path, policy_path: Path, policy_hash: str, verifier: Verifier,
               config: QualityConfig, sampled: LabelsConfig, policy: PolicyConfig) -> pl.DataFrame:
-    """A row of `_KEPT` for each chosen prompt: what is known, and the rest in chunks, each kept once it is done."""
+    """A row of `_KEPT` for each chosen prompt."""
     store = stores / labels.store_name(policy_hash, {
         "agreement": core.VERSION, "samples": config.agreement_samples, "seed": config.seed,
         "temperature": sampled.temperature, "top_p": sampled.top_p, "verifier": verifier.identity,
         "max_response_tokens": policy.max_response_tokens})
-    known = keyed.read(store, _KEPT)
-    progress = Progress("agreement", "prompts")
-    loaded: Policy | None = None
-    for start in range(0, chosen.height, _CHUNK_PROMPTS):  # fixed chunks: the same batches after a crash
-        chunk = chosen[start : start + _CHUNK_PROMPTS].join(known, on="key", how="anti", maintain_order="left")
-        if chunk.height:
-            loaded = loaded or rollouts.load_policy(policy_path, trust_remote_code=policy.trust_remote_code)
-            with device_slot(loaded.model.device.type):
-                found = _read(loaded, chunk, verifier, config, sampled, policy)
-            keyed.add(store, found)
-            known = known.vstack(found)
-        progress(min(start + _CHUNK_PROMPTS, chosen.height), chosen.height)
-    return chosen.select("key").join(known, on="key", how="left", maintain_order="left")
+    loaded = cache(lambda: rollouts.load_policy(policy_path, trust_remote_code=policy.trust_remote_code))
+
+    def find(chunk: pl.DataFrame) -> pl.DataFrame:
+        with device_slot(rollouts.default_device()):
+            return _read(loaded(), chunk, verifier, config, sampled, policy)
+
+    return keyed.complete(store, _KEPT, chosen, find, chunk_rows=_CHUNK_PROMPTS,
+                          progress=Progress("agreement", "prompts"))
 
 
 def _read(policy: Policy, chunk: pl.DataFrame, verifier: Verifier, config: QualityConfig, sampled: LabelsConfig,
@@ -117,7 +113,7 @@ def _read(policy: Policy, chunk: pl.DataFrame, verifier: Verifier, config: Quali
             other = core.wrong_rewards(stated, rewards[row])
             own[row] = _pack(core.pull(pulls_KS, rewards[row]))
             wrong[row] = _pack(core.pull(pulls_KS, other)) if other is not None else None
-    return pl.DataFrame({"key": chunk["key"], "pass_rate": rewards.mean(1), "own": own, "wrong": wrong}, schema=_KEPT)
+    return pl.DataFrame({"key": chunk["key"], "own": own, "wrong": wrong}, schema=_KEPT)
 
 
 def _pack(pull: np.ndarray | None) -> bytes | None:

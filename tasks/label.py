@@ -124,17 +124,11 @@ def _measured(chosen: pl.DataFrame, rows: np.ndarray, stores: Path, policy_path:
     else:
         store = stores / labels.store_name(policy_hash, sampling)
         respond = _from_policy(config, policy_path, policy)
-    known = keyed.read(store, labels.MEASURED)
-    progress = Progress("label", "prompts")
-    for start in range(0, chosen.height, _CHUNK_PROMPTS):  # fixed chunks: the same batches after a crash
-        chunk = chosen[start : start + _CHUNK_PROMPTS].join(known, on="key", how="anti", maintain_order="left")
-        if chunk.height:
-            measured = labels.judge(chunk["key"].to_list(), respond(chunk), chunk["answer"].to_list(), verifier.score,
-                                    verifiers.stated_answer)
-            keyed.add(store, measured)
-            known = known.vstack(measured)
-        progress(min(start + _CHUNK_PROMPTS, chosen.height), chosen.height)
-    measured = chosen.select("key").join(known, on="key", how="left", maintain_order="left")
+    measured = keyed.complete(
+        store, labels.MEASURED, chosen,
+        lambda chunk: labels.judge(chunk["key"].to_list(), respond(chunk), chunk["answer"].to_list(), verifier.score,
+                                   verifiers.stated_answer),
+        chunk_rows=_CHUNK_PROMPTS, progress=Progress("label", "prompts"))
     doubtful = (np.zeros(len(rows), dtype=bool) if config.doubt_agreement is None
                 else labels.doubt_measured(measured, config.doubt_agreement))
     return measured.select(pl.Series("row", rows), "pass_rate", "samples", pl.Series("doubtful", doubtful))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -32,18 +33,9 @@ def likelihood(root: Path, table: ArtifactRef, policy_path: Path, policy_hash: s
     """Read every usable prompt with the policy. The hash stands for the path in the cache key."""
     usable = load_usable(table)
     store = root / "likelihood" / f"{policy_hash[:12]}-{hash_value([core.VERSION, answer_format, seed])[:12]}"
-    known = keyed.read(store, _SCHEMA)
-    progress = Progress("likelihood", "prompts")
-    policy: Policy | None = None
-    for start in range(0, usable.height, _CHUNK_PROMPTS):  # fixed chunks: the same batches after a crash
-        chunk = usable[start : start + _CHUNK_PROMPTS].join(known, on="key", how="anti", maintain_order="left")
-        if chunk.height:
-            policy = policy or rollouts.load_policy(policy_path, trust_remote_code=trust_remote_code)
-            found = _read(policy, chunk, answer_format, seed)
-            keyed.add(store, found)
-            known = known.vstack(found)
-        progress(min(start + _CHUNK_PROMPTS, usable.height), usable.height)
-    rows = usable.select("key").join(known, on="key", how="left", maintain_order="left")
+    policy = cache(lambda: rollouts.load_policy(policy_path, trust_remote_code=trust_remote_code))
+    rows = keyed.complete(store, _SCHEMA, usable, lambda chunk: _read(policy(), chunk, answer_format, seed),
+                          chunk_rows=_CHUNK_PROMPTS, progress=Progress("likelihood", "prompts"))
     with artifact.staging(root / "artifacts") as staged:
         rows.write_parquet(staged / ROWS)
         return artifact.seal(staged, "likelihood", {"stage": "likelihood", "policy": policy_hash})

@@ -74,10 +74,9 @@ def curation_flops(config: RunConfig, header: Mapping[str, Any], reader: Size, p
     flops = read * (2.0 * reader.blocks * share + 2.0 * model["d_model"] * sae["d_sae"])
     if method in _LEARNED and header["labels"]["samples"]:
         flops += header["labels"]["count"] * header["labels"]["samples"] * (per_prompt + answer_tokens) * policy.forward
-    by_likelihood = quality.suspect_answers > 0 and quality.suspect_by == "likelihood"
-    if method == "nll" or by_likelihood:
+    if method == "nll" or quality.keys_by == "likelihood":
         flops += tokens * policy.forward
-    if quality.suspect_answers and not by_likelihood:  # sampled, and read once more where rewards differ
+    if quality.keys_by == "agreement":  # sampled, and read once more where rewards differ
         found = header["suspicion"]
         answers = quality.agreement_samples * (found["looked_at"] + found["judged"])
         flops += answers * (per_prompt + answer_tokens) * policy.forward

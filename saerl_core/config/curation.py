@@ -203,6 +203,11 @@ class QualityConfig(Section):
         return self.method not in ("random", "none")
 
     @property
+    def keys_by(self) -> Literal["agreement", "likelihood"] | None:
+        """How answer keys are judged; None where they are not."""
+        return self.suspect_by if self.suspect_answers else None
+
+    @property
     def damages(self) -> bool:
         """True where a probe is fitted on damaged copies."""
         return self.fitted and self.labels == "corruptions"
