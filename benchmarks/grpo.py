@@ -22,8 +22,8 @@ SHARES = Shares(wrong_key=0.12, garbled=0.08, duplicate=0.01, near_duplicate=0.0
 CONFIG = Path(__file__).with_name("grpo.yaml")
 
 
-def main() -> None:
-    """Write the pool where it is missing, and run the comparison."""
+def draw_pool() -> None:
+    """Write the pool and the held-out problems where they are missing."""
     config = load_config(CONFIG)
     assert config.data.heldout is not None
     places = [config.resolve(source.path) for source in (config.data, config.data.heldout)]
@@ -31,6 +31,11 @@ def main() -> None:
         for place, rows in zip(places, draw_benchmark(POOL_SEED, POOL_ROWS, HELDOUT_ROWS, SHARES), strict=True):
             place.parent.mkdir(parents=True, exist_ok=True)
             write_rows(rows, place)
+
+
+def main() -> None:
+    """Run the comparison on the pool."""
+    draw_pool()
     sys.exit(subprocess.run([sys.executable, "-m", "flows.cli", "compare", str(CONFIG), *sys.argv[1:]],
                             check=False).returncode)
 

@@ -1,10 +1,13 @@
-"""What SAERL puts into verl on the CPU: the rollout server, the rows of a batch, and log-probabilities in one piece."""
+"""What SAERL puts into verl on the CPU: the rollout server, the rows of a batch, log-probabilities in one piece, and
+updates without what teaches nothing."""
 
 from __future__ import annotations
 
 import asyncio
 import importlib
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -116,3 +119,103 @@ def test_log_probabilities_and_their_gradient_are_those_of_verls_loop(monkeypatc
         log_probs_N.square().sum().backward()
         results.append((log_probs_N.detach(), own_NV.grad))
     torch.testing.assert_close(results[0], results[1])
+
+
+@pytest.fixture
+def engine(tiny_policy_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The CPU engine around a model that is there, without verl's processes."""
+    from saerl_cpu_engine import CpuEngine
+    from transformers import AutoModelForCausalLM
+    from verl.workers.engine.fsdp import transformer_impl
+
+    for name in ("get_device_id", "get_device_name"):  # there is no platform in this process
+        monkeypatch.setattr(transformer_impl, name, lambda: "cpu")
+    engine: Any = object.__new__(CpuEngine)
+    engine.module = AutoModelForCausalLM.from_pretrained(tiny_policy_dir, dtype=torch.float32)
+    engine.pad_to_length, engine._autocast_dtype, engine._is_last = False, torch.float32, False
+    engine.engine_config = SimpleNamespace(entropy_checkpointing=False)
+    engine.get_data_parallel_group = lambda: None
+    return engine
+
+
+def _micro_batch(advantages: list[float]) -> Any:
+    """Two answers of three and two tokens, each with one advantage for all of its tokens, as verl hands them on."""
+    from tensordict import TensorDict
+    from verl.utils import tensordict_utils
+
+    prompts, responses = [[65, 66, 67], [70, 71]], [[72, 73, 74], [75, 76]]
+
+    def nested(rows: list[list[Any]], dtype: torch.dtype = torch.int64) -> torch.Tensor:
+        return torch.nested.as_nested_tensor([torch.tensor(row, dtype=dtype) for row in rows], layout=torch.jagged)
+
+    whole = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
+    ones = [[1] * len(response) for response in responses]
+    batch = TensorDict({
+        "prompts": nested(prompts), "responses": nested(responses), "input_ids": nested(whole),
+        "position_ids": nested([list(range(len(row))) for row in whole]),
+        "response_mask": nested(ones), "loss_mask": nested(ones),
+        "old_log_probs": nested([[-1.0] * len(row) for row in responses], torch.float32),
+        "advantages": nested([[value] * len(row) for value, row in zip(advantages, responses, strict=True)],
+                             torch.float32),
+    }, batch_size=2)
+    tensordict_utils.assign_non_tensor(batch, temperature=1.0, use_remove_padding=False, calculate_entropy=True,
+                                       dp_size=1, batch_num_tokens=5, global_batch_size=2)
+    return batch
+
+
+def _step(engine: Any, advantages: list[float], **loss_settings: Any) -> tuple[list[torch.Tensor | None], Any]:
+    """One micro-batch, forward and backward: the gradients that it leaves, and verl's metrics."""
+    from verl.workers.config import FSDPActorConfig
+    from verl.workers.utils.losses import ppo_loss
+
+    config = FSDPActorConfig(rollout_n=2, ppo_micro_batch_size_per_gpu=2, **loss_settings)
+    engine.module.zero_grad()
+    loss, output = engine.forward_step(_micro_batch(advantages), partial(ppo_loss, config=config), forward_only=False)
+    loss.backward()
+    metrics = {name: getattr(value, "values", value) for name, value in output["metrics"].items()}
+    return [parameter.grad for parameter in engine.module.parameters()], (output["loss"], str(metrics))
+
+
+def test_answers_without_an_advantage_are_read_but_not_differentiated(engine: Any) -> None:
+    skipped, seen = _step(engine, [0.0, 0.0])
+    assert all(gradient is None for gradient in skipped)
+    engine._is_last = True  # verl's own way
+    gradients, metrics = _step(engine, [0.0, 0.0])
+    assert all(gradient is not None and not gradient.any() for gradient in gradients)
+    assert seen == metrics
+
+
+@pytest.mark.parametrize(("advantages", "settings"), [
+    ([0.0, 0.5], {}),
+    ([0.0, 0.0], {"entropy_coeff": 0.01}),
+])
+def test_what_teaches_anything_is_differentiated(
+    engine: Any, advantages: list[float], settings: dict[str, Any]
+) -> None:
+    gradients, _ = _step(engine, advantages, **settings)
+    assert any(gradient is not None and gradient.any() for gradient in gradients)
+
+
+def test_other_losses_of_verls_are_left_alone() -> None:
+    from saerl_cpu_engine import _is_advantage_all
+    from verl.workers.config import FSDPActorConfig, PolicyLossConfig
+    from verl.workers.utils.losses import ppo_loss, value_loss
+
+    def config(**settings: Any) -> Any:
+        return FSDPActorConfig(rollout_n=2, ppo_micro_batch_size_per_gpu=2, **settings)
+
+    assert _is_advantage_all(partial(ppo_loss, config=config()))
+    assert not _is_advantage_all(partial(ppo_loss, config=config(use_kl_loss=True)))
+    assert not _is_advantage_all(partial(ppo_loss, config=config(policy_loss=PolicyLossConfig(loss_mode="kl_cov"))))
+    assert not _is_advantage_all(partial(value_loss, config=config()))
+    assert not _is_advantage_all(ppo_loss)
+
+
+def test_answers_come_to_training_by_what_they_teach_and_then_by_length() -> None:
+    from saerl_replay import _training_order
+
+    answers = [({"index": 0}, 1.0), ({"index": 0}, 0.0), ({"index": 1}, 1.0), ({"index": 1}, 1.0), ({"index": 2}, 0.0)]
+    batch = SimpleNamespace(keys=["a_0_0", "a_1_0", "b_0_0", "b_1_0", "c_0_0"],
+                            tags=[{"seq_len": length} for length in (5, 9, 7, 3, 7)])
+    order = _training_order(batch, answers)
+    assert [batch.keys[place] for place in order] == ["b_1_0", "b_0_0", "c_0_0", "a_1_0", "a_0_0"]

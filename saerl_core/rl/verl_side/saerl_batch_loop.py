@@ -6,7 +6,7 @@ in a second one, and into the queue in a third. The call returns when they are t
 the queue next, never waits and looks again; and a failure is raised where verl would log it and fill the batch up.
 
 What lands in the queue, and in which order, depends on nothing but the batch: the rows of verl's own
-`AgentLoopWorkerTQ`, prompt by prompt.
+`AgentLoopWorkerTQ`, prompt by prompt, less the columns that nobody reads from there.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
 
 _PER_PROMPT = ("__rollout_n__", "__do_sample__")  # columns with which some of verl's algorithms vary the sampling
+_READ_LATER = ("uid", "extra_info", "reward_model", "data_source")
+"""Columns of the prompts that verl or SAERL asks the queue for. The prompts have a dozen, and each column of objects
+costs some 20 ms a step of 256 rows: tensordict wraps every cell, and an update fetches them all."""
 
 
 class BatchLoopManager(AgentLoopManagerTQ):
@@ -179,13 +182,14 @@ def _objects(values: list[Any]) -> np.ndarray:
 
 def _fields(row: dict[str, Any], output: AgentLoopOutput) -> dict[str, Any]:
     """One answer's columns in the queue."""
-    fields = output.as_dict() | row
+    fields = output.as_dict()
+    del fields["metrics"]  # empty: verl's worker reports them, and has none
     ids = torch.cat([fields["prompts"], fields["responses"]])
-    return fields | {
+    return fields | {name: row[name] for name in _READ_LATER if name in row} | {
+        "num_turns": torch.tensor(fields["num_turns"]),
         "loss_mask": fields["response_mask"],
         "input_ids": ids,
         "position_ids": torch.arange(len(ids)),
-        "multi_modal_inputs": {},
     }
 
 

@@ -56,14 +56,21 @@ def _rewarded_rows(batch: Any) -> list[tuple[dict[str, Any], float]]:
 
 
 def _training_order(batch: Any, answers: list[tuple[dict[str, Any], float]]) -> list[int]:
-    """Places of the answers: alike lengths side by side, which saves padding, and then by prompt and number.
+    """Places of the answers: first those of prompts whose answers are rewarded alike, shortest first, then the others,
+    longest first; equally long ones by prompt and number.
 
-    One update takes the whole batch, so its order changes the result only in the last bits of sums; these are equal in
-    equal runs because the order is.
+    Alike lengths side by side save padding, and micro-batches without any advantage save their backward pass (see
+    `saerl_cpu_engine`). One update takes the whole batch, so its order changes the result only in the last bits of
+    sums; these are equal in equal runs because the order is.
     """
-    numbers = [int(key.rsplit("_", 2)[1]) for key in batch.keys]  # verl's keys: prompt_answer_part
-    order = [(tag["seq_len"], int(row["index"]), number)
-             for tag, (row, _), number in zip(batch.tags, answers, numbers, strict=True)]
+    rewards: dict[int, set[float]] = defaultdict(set)
+    for row, reward in answers:
+        rewards[int(row["index"])].add(reward)
+    order = []
+    for key, tag, (row, _) in zip(batch.keys, batch.tags, answers, strict=True):
+        number = int(key.rsplit("_", 2)[1])  # verl's keys: prompt_answer_part
+        differ = len(rewards[int(row["index"])]) > 1
+        order.append((differ, -tag["seq_len"] if differ else tag["seq_len"], int(row["index"]), number))
     return sorted(range(len(order)), key=order.__getitem__)
 
 
