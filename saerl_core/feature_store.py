@@ -23,7 +23,7 @@ import safetensors.numpy
 
 from saerl_core.artifact import ArtifactRef, file_hash, sweep
 from saerl_core.errors import ArtifactError
-from saerl_core.features import ARRAYS, VERSION, FeatureRows, concatenate, take
+from saerl_core.features import ARRAYS, VERSION, FeatureRows, concatenate, pick, take
 from saerl_core.hashing import hash_file, hash_value
 
 _KEY_BYTES = 16
@@ -168,23 +168,10 @@ def gather(store: Path, keys: Sequence[str]) -> FeatureRows:
     where = find_rows(store, keys)
     if missing := [key for key in keys if key not in where]:
         raise ArtifactError(f"{store}: lacks {len(missing)} of {len(keys)} rows; run the extraction again")
-    wanted: dict[Path, list[int]] = {}
-    places = []
-    for key in keys:
-        segment, row = where[key]
-        rows = wanted.setdefault(segment, [])
-        places.append((segment, len(rows)))
-        rows.append(row)
-    start_of, parts, start = {}, [], 0
-    for segment, rows in wanted.items():
-        part = read_rows(segment)
-        whole = rows == list(range(len(part)))
-        parts.append(part if whole else take(part, rows))
-        start_of[segment] = start
-        start += len(rows)
-    order = np.array([start_of[segment] + nth for segment, nth in places])
-    joined = concatenate(parts)
-    return joined if (order == np.arange(len(order))).all() else take(joined, order)
+    segments = sorted({segment for segment, _ in where.values()})
+    number = {segment: nth for nth, segment in enumerate(segments)}
+    places = np.array([(number[segment], row) for segment, row in map(where.__getitem__, keys)]).reshape(-1, 2)
+    return pick([read_rows(segment) for segment in segments], places[:, 0], places[:, 1])
 
 
 def compact(store: Path) -> dict[Path, Path]:

@@ -55,16 +55,29 @@ class FeatureRows:
 
 
 ARRAYS = tuple(field.name for field in fields(FeatureRows) if field.name != "d_sae")
+_ENTRIES = ("indices", "mean", "max")  # one value a stored entry; the others have one a row
 
 
 def take(rows: FeatureRows, order: Sequence[int] | np.ndarray) -> FeatureRows:
     """Rows in another order, or a part of them."""
-    order = np.asarray(order, dtype=np.int64)
-    lengths = rows.active()[order]
-    indptr = np.concatenate([[0], np.cumsum(lengths)])
-    entries = np.repeat(rows.indptr[order] - indptr[:-1], lengths) + np.arange(indptr[-1])
-    return FeatureRows(indptr, rows.indices[entries], rows.mean[entries], rows.max[entries], rows.tokens[order],
-                       rows.masked[order], rows.cut[order], rows.fvu[order], rows.d_sae)
+    return pick([rows], np.zeros(len(order), dtype=np.int64), np.asarray(order, dtype=np.int64))
+
+
+def pick(parts: Sequence[FeatureRows], part: np.ndarray, row: np.ndarray) -> FeatureRows:
+    """Row `row[n]` of `parts[part[n]]`, for each n. Copies each entry once, neighbours together."""
+    apart = np.flatnonzero((np.diff(part) != 0) | (np.diff(row) != 1))
+    first, last = np.r_[:1, apart + 1][: len(row)], np.r_[apart, len(row) - 1][: len(row)]
+    runs = list(zip(part[first].tolist(), row[first].tolist(), (row[last] + 1).tolist(), strict=True))
+    entries = [(nth, int(parts[nth].indptr[start]), int(parts[nth].indptr[stop])) for nth, start, stop in runs]
+
+    def copied(arrays: Sequence[np.ndarray], pieces: list[tuple[int, int, int]]) -> np.ndarray:
+        return np.concatenate([arrays[0][:0], *(arrays[nth][start:stop] for nth, start, stop in pieces)])
+
+    lengths = copied([rows.active() for rows in parts], runs)
+    return FeatureRows(
+        indptr=np.concatenate([[0], np.cumsum(lengths)]), d_sae=parts[0].d_sae,
+        **{name: copied([getattr(rows, name) for rows in parts], entries if name in _ENTRIES else runs)
+           for name in ARRAYS if name != "indptr"})
 
 
 def blocks(rows: FeatureRows, size: int = 16_384) -> Iterator[tuple[slice, FeatureRows]]:

@@ -22,10 +22,21 @@ def some_rows(n: int = 6, d: int = 12, seed: int = 0) -> FeatureRows:
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.integers(0, 5), min_size=1, max_size=12))
+@given(st.lists(st.integers(0, 5), max_size=12))
 def test_taking_rows_agrees_with_dense_indexing(order: list[int]) -> None:
     rows = some_rows()
     assert (features.take(rows, order).matrix().toarray() == rows.matrix().toarray()[order]).all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), max_size=12))
+def test_rows_of_several_parts_are_picked_one_by_one(places: list[tuple[int, int]]) -> None:
+    parts = [some_rows(n, seed=n) for n in (3, 4, 5)]
+    part, row = np.array(places, dtype=np.int64).reshape(-1, 2).T
+    picked = features.pick(parts, part, row)
+    singly = [features.take(parts[nth], [number]) for nth, number in places] or [features.take(parts[0], [])]
+    for name in features.ARRAYS:
+        assert np.array_equal(getattr(picked, name), getattr(features.concatenate(singly), name), equal_nan=True)
 
 
 def test_concatenation_agrees_with_stacking() -> None:
