@@ -7,6 +7,7 @@ it is used: `saerl --help` must not wait for Prefect and torch.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
 
@@ -70,5 +71,6 @@ def main() -> None:
         sys.exit(2)
     except SystemExit as stop:
         if stop.code == _INTERRUPTED:
+            logging.raiseExceptions = False  # a task that ends now finds Prefect's log closed: not worth a traceback
             sys.stderr.write("saerl: interrupted; the same command goes on where it stopped\n")
         raise
