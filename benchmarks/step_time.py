@@ -19,8 +19,6 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
-import psutil
-
 from benchmarks.grpo import CONFIG, draw_pool
 from saerl_core.rl.metrics import read_metrics
 
@@ -47,7 +45,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=14)
     parser.add_argument("--cores", type=int, default=2)
     arguments = parser.parse_args()
-    psutil.Process().cpu_affinity(list(range(arguments.cores)))
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.cores])
     draw_pool()
     with tempfile.TemporaryDirectory() as folder:
         seconds = train(folder, arguments.steps)

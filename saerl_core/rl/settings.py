@@ -104,12 +104,12 @@ def job_environment(config: RunConfig, engine: Engine, run_dir: Path) -> dict[st
         "VERL_ENGINE_DEVICE": "cuda",  # selects the FSDP engine
         "VERL_USE_EXTERNAL_MODULES": "saerl_cpu_platform,saerl_cpu_engine",
         "OMP_NUM_THREADS": str(_usable_cores()),
-        # Processes take turns on the same cores: spinning threads would starve them. A few microseconds, though, bridge
-        # the gap between two operations of a small model, where falling asleep and waking up costs more than the wait.
+        # Processes take turns on the same cores: spinning threads would starve them. A short wait, though, bridges the
+        # gap between two operations of a small model, where falling asleep and waking up costs more.
         "OMP_WAIT_POLICY": "passive",
         "GOMP_SPINCOUNT": "3000",
-        # glibc hands the memory of every large tensor back to the system and asks for it again: 100,000 page faults a
-        # step. It is to keep it. (32 MiB is the highest threshold that it takes.)
+        # glibc hands the memory of every large tensor back to the system and asks for it again: tens of thousands of
+        # page faults a second. It is to keep it. (32 MiB is the highest threshold that it takes.)
         "MALLOC_ARENA_MAX": "1",
         "MALLOC_MMAP_THRESHOLD_": str(2**25),
         "MALLOC_TRIM_THRESHOLD_": str(2**32),

@@ -185,7 +185,7 @@ def _fields(row: dict[str, Any], output: AgentLoopOutput) -> dict[str, Any]:
     fields = output.as_dict()
     del fields["metrics"]  # empty: verl's worker reports them, and has none
     ids = torch.cat([fields["prompts"], fields["responses"]])
-    return fields | {name: row[name] for name in _READ_LATER if name in row} | {
+    return fields | {name: row[name] for name in _READ_LATER} | {
         "num_turns": torch.tensor(fields["num_turns"]),
         "loss_mask": fields["response_mask"],
         "input_ids": ids,
