@@ -1,5 +1,5 @@
 """What SAERL puts into verl on the CPU: the rollout server, the rows of a batch, log-probabilities in one piece, and
-updates without what teaches nothing."""
+updates without what teaches nothing or was read before."""
 
 from __future__ import annotations
 
@@ -125,7 +125,9 @@ def test_log_probabilities_and_their_gradient_are_those_of_verls_loop(monkeypatc
 def engine(tiny_policy_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The CPU engine around a model that is there, without verl's processes."""
     from saerl_cpu_engine import CpuEngine
+    from saerl_shared_prompts import share_prompts
     from transformers import AutoModelForCausalLM
+    from verl.utils import torch_functional
     from verl.workers.engine.fsdp import transformer_impl
 
     for name in ("get_device_id", "get_device_name"):  # there is no platform in this process
@@ -133,17 +135,21 @@ def engine(tiny_policy_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     engine: Any = object.__new__(CpuEngine)
     engine.module = AutoModelForCausalLM.from_pretrained(tiny_policy_dir, dtype=torch.float32)
     engine.pad_to_length, engine._autocast_dtype, engine._is_last = False, torch.float32, False
-    engine.engine_config = SimpleNamespace(entropy_checkpointing=False)
+    engine.use_ulysses_sp = False
+    engine._shares = share_prompts(engine.module)
+    engine.engine_config = SimpleNamespace(entropy_checkpointing=False, entropy_from_logits_with_chunking=False)
+    engine.compute_entropy_from_logits = torch_functional.entropy_from_logits
     engine.get_data_parallel_group = lambda: None
     return engine
 
 
 def _micro_batch(advantages: list[float]) -> Any:
-    """Two answers of three and two tokens, each with one advantage for all of its tokens, as verl hands them on."""
+    """Answers of three, two and one tokens, the first and the last to one prompt, each with one advantage for all of
+    its tokens, as verl hands them on."""
     from tensordict import TensorDict
     from verl.utils import tensordict_utils
 
-    prompts, responses = [[65, 66, 67], [70, 71]], [[72, 73, 74], [75, 76]]
+    prompts, responses = [[65, 66, 67], [70, 71], [65, 66, 67]], [[72, 73, 74], [75, 76], [77]]
 
     def nested(rows: list[list[Any]], dtype: torch.dtype = torch.int64) -> torch.Tensor:
         return torch.nested.as_nested_tensor([torch.tensor(row, dtype=dtype) for row in rows], layout=torch.jagged)
@@ -157,9 +163,9 @@ def _micro_batch(advantages: list[float]) -> Any:
         "old_log_probs": nested([[-1.0] * len(row) for row in responses], torch.float32),
         "advantages": nested([[value] * len(row) for value, row in zip(advantages, responses, strict=True)],
                              torch.float32),
-    }, batch_size=2)
-    tensordict_utils.assign_non_tensor(batch, temperature=1.0, use_remove_padding=False, calculate_entropy=True,
-                                       dp_size=1, batch_num_tokens=5, global_batch_size=2)
+    }, batch_size=3)
+    tensordict_utils.assign_non_tensor(batch, temperature=0.7, use_remove_padding=False, calculate_entropy=True,
+                                       dp_size=1, batch_num_tokens=6, global_batch_size=3)
     return batch
 
 
@@ -172,22 +178,32 @@ def _step(engine: Any, advantages: list[float], **loss_settings: Any) -> tuple[l
     engine.module.zero_grad()
     loss, output = engine.forward_step(_micro_batch(advantages), partial(ppo_loss, config=config), forward_only=False)
     loss.backward()
-    metrics = {name: getattr(value, "values", value) for name, value in output["metrics"].items()}
-    return [parameter.grad for parameter in engine.module.parameters()], (output["loss"], str(metrics))
+    metrics = {name: torch.as_tensor(getattr(value, "values", value)) for name, value in output["metrics"].items()}
+    metrics["loss"] = torch.tensor(output["loss"])
+    return [parameter.grad for parameter in engine.module.parameters()], metrics
+
+
+@pytest.mark.parametrize("settings", [{}, {"entropy_coeff": 0.01}])
+def test_an_update_with_shared_prompts_is_verls_own(engine: Any, settings: dict[str, Any]) -> None:
+    assert engine._shares
+    shared = _step(engine, [1.0, -0.5, 0.3], **settings)
+    engine._shares = False  # verl's own way, with padding
+    engine.module.set_attn_implementation("sdpa")
+    torch.testing.assert_close(shared, _step(engine, [1.0, -0.5, 0.3], **settings))
 
 
 def test_answers_without_an_advantage_are_read_but_not_differentiated(engine: Any) -> None:
-    skipped, seen = _step(engine, [0.0, 0.0])
+    skipped, seen = _step(engine, [0.0, 0.0, 0.0])
     assert all(gradient is None for gradient in skipped)
     engine._is_last = True  # verl's own way
-    gradients, metrics = _step(engine, [0.0, 0.0])
+    gradients, metrics = _step(engine, [0.0, 0.0, 0.0])
     assert all(gradient is not None and not gradient.any() for gradient in gradients)
-    assert seen == metrics
+    torch.testing.assert_close(seen, metrics, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("advantages", "settings"), [
-    ([0.0, 0.5], {}),
-    ([0.0, 0.0], {"entropy_coeff": 0.01}),
+    ([0.0, 0.5, 0.0], {}),
+    ([0.0, 0.0, 0.0], {"entropy_coeff": 0.01}),
 ])
 def test_what_teaches_anything_is_differentiated(
     engine: Any, advantages: list[float], settings: dict[str, Any]
@@ -211,11 +227,27 @@ def test_other_losses_of_verls_are_left_alone() -> None:
     assert not _is_advantage_all(ppo_loss)
 
 
-def test_answers_come_to_training_by_what_they_teach_and_then_by_length() -> None:
+def test_answers_come_to_training_by_what_they_teach_prompt_by_prompt() -> None:
     from saerl_replay import _training_order
 
-    answers = [({"index": 0}, 1.0), ({"index": 0}, 0.0), ({"index": 1}, 1.0), ({"index": 1}, 1.0), ({"index": 2}, 0.0)]
-    batch = SimpleNamespace(keys=["a_0_0", "a_1_0", "b_0_0", "b_1_0", "c_0_0"],
-                            tags=[{"seq_len": length} for length in (5, 9, 7, 3, 7)])
+    answers = [({"index": 0}, 1.0), ({"index": 1}, 1.0), ({"index": 2}, 0.0), ({"index": 0}, 0.0), ({"index": 1}, 1.0),
+               ({"index": 3}, 0.0), ({"index": 3}, 1.0)]
+    batch = SimpleNamespace(keys=["a_0_0", "b_1_0", "c_0_0", "a_1_0", "b_0_0", "d_0_0", "d_1_0"],
+                            tags=[{"seq_len": length} for length in (5, 7, 7, 9, 3, 9, 9)])
     order = _training_order(batch, answers)
-    assert [batch.keys[place] for place in order] == ["b_1_0", "b_0_0", "c_0_0", "a_1_0", "a_0_0"]
+    assert [batch.keys[place] for place in order] == ["c_0_0", "b_0_0", "b_1_0", "d_0_0", "d_1_0", "a_0_0", "a_1_0"]
+
+
+def test_a_batch_for_one_worker_is_not_balanced_and_stays_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    from verl.utils import seqlen_balancing
+
+    monkeypatch.setattr(seqlen_balancing, "karmarkar_karp", seqlen_balancing.karmarkar_karp)  # put back at the end
+    monkeypatch.setenv("VERL_PLATFORM", "cpu")
+    platform = importlib.import_module("saerl_cpu_platform")
+    lengths = [5, 1, 4, 4, 2, 9]
+    before = {parts: seqlen_balancing.get_seqlen_balanced_partitions(lengths, parts, True) for parts in (1, 2, 3)}
+    platform._balance_nothing_over_one_worker()
+    assert before == {
+        parts: seqlen_balancing.get_seqlen_balanced_partitions(lengths, parts, True) for parts in (1, 2, 3)
+    }
+    assert before[1] == [list(range(6))]

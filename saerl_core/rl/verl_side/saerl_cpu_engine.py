@@ -1,8 +1,9 @@
-"""verl's FSDP engine, less what teaches nothing: for the CPU, where part of an update is backward passes of zeros.
+"""verl's FSDP engine, less what teaches nothing and what was read before: for the CPU, where that is most of an update.
 
 Where all answers to a prompt are rewarded alike, GRPO's advantage is zero and so is the gradient. A micro-batch of such
-answers alone is still read, for verl's metrics, but not differentiated; `saerl_replay` puts them side by side. The sum
-of the gradients is the same, with fewer zeros in it.
+answers alone is still read, for verl's metrics, but not differentiated. And a prompt is read once for all of its
+answers in a micro-batch (`saerl_shared_prompts`). `saerl_replay` puts side by side what belongs together. The sum of
+the gradients is the same, but for its last bits.
 
 Registered for the vendor that `saerl_cpu_platform` names; verl's other engines stay as they are.
 """
@@ -15,7 +16,9 @@ from functools import partial
 from typing import Any
 
 import torch
+from saerl_shared_prompts import model_inputs, share_prompts
 from tensordict import NonTensorStack, TensorDict
+from verl.utils import tensordict_utils
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp import FSDPEngineWithLMHead
 from verl.workers.utils.losses import ppo_loss
@@ -26,6 +29,27 @@ _Engine: Any = FSDPEngineWithLMHead  # verl's decorator hides its type
 @EngineRegistry.register(model_type="language_model", backend="fsdp2", device="cuda", vendor="cpu")
 class CpuEngine(_Engine):
     """`FSDPEngineWithLMHead`, faster."""
+
+    def _build_module(self) -> Any:
+        module = super()._build_module()
+        self._shares = not self.model_config.use_fused_kernels and share_prompts(module)
+        return module
+
+    def prepare_model_inputs(self, micro_batch: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        if not self._shares or not micro_batch["prompts"].is_nested:
+            return super().prepare_model_inputs(micro_batch)
+        _, output_args = super().prepare_model_inputs(_only_answers(micro_batch))
+        output_args["input_ids_rmpad_rolled"] = micro_batch["responses"].values()  # these logits are a token ahead
+        lengths = (micro_batch[part].offsets().diff() for part in ("prompts", "responses"))
+        return model_inputs(micro_batch["input_ids"].values(), *lengths), output_args
+
+    def prepare_model_outputs(
+        self, output: Any, output_args: dict[str, Any], micro_batch: Any, logits_processor_func: Any
+    ) -> dict[str, torch.Tensor]:
+        if not self._shares or not micro_batch["prompts"].is_nested:
+            return super().prepare_model_outputs(output, output_args, micro_batch, logits_processor_func)
+        found = super().prepare_model_outputs(output, output_args, _only_answers(micro_batch), logits_processor_func)
+        return {name: _behind_prompts(values, micro_batch) for name, values in found.items()}
 
     def forward_backward_batch(self, data: TensorDict, *args: Any, **settings: Any) -> Any:
         # No loss reads a column of objects (ids and the like), and tensordict copies them cell by cell, several times.
@@ -47,6 +71,26 @@ class CpuEngine(_Engine):
         with torch.no_grad():
             loss, output = super().forward_step(micro_batch, loss_function, forward_only)
         return loss.requires_grad_(), output  # a leaf, whose backward pass is empty
+
+
+def _only_answers(micro_batch: Any) -> Any:
+    """The micro-batch as if there were no prompts, for what verl does with logits once it has them."""
+    answers = micro_batch.copy()
+    answers["input_ids"] = micro_batch["responses"]
+    tensordict_utils.assign_non_tensor(answers, use_remove_padding=True)
+    return answers
+
+
+def _behind_prompts(values: Any, micro_batch: Any) -> torch.Tensor:
+    """What was found of the answers' tokens, where verl looks for it: a token earlier in the whole rows.
+
+    Of the prompts' own tokens no loss knows anything; they get zeros.
+    """
+    offsets = micro_batch["input_ids"].offsets()
+    ends, lengths = offsets[1:].tolist(), values.offsets().diff().tolist()
+    places = [torch.arange(end - length - 1, end - 1) for end, length in zip(ends, lengths, strict=True)]
+    whole = values.values().new_zeros(ends[-1]).index_copy(0, torch.cat(places), values.values())
+    return torch.nested.nested_tensor_from_jagged(whole, offsets)
 
 
 def _is_advantage_all(loss_function: Any) -> bool:

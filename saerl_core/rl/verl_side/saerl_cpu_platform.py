@@ -17,7 +17,7 @@ import torch.distributed
 from torch._C._distributed_c10d import HashStore  # torch.distributed has it, without saying so to type checkers
 from verl.plugin.platform.platform_base import PlatformBase
 from verl.plugin.platform.platform_manager import PlatformRegistry
-from verl.utils import torch_functional
+from verl.utils import seqlen_balancing, torch_functional
 from verl.workers.rollout import base as rollout_base
 from verl.workers.rollout.replica import RolloutReplicaRegistry
 
@@ -166,6 +166,18 @@ def _take_log_probs_at_once() -> None:
     torch_functional.logprobs_from_logits_v2 = log_probs_of
 
 
+def _balance_nothing_over_one_worker() -> None:
+    """verl sorts a batch into parts of equal work even where there is one part, and takes longest then."""
+    original = seqlen_balancing.karmarkar_karp
+
+    def karmarkar_karp(seqlen_list: list[int], k_partitions: int, equal_size: bool) -> list[list[int]]:
+        if k_partitions == 1:
+            return [list(range(len(seqlen_list)))]
+        return original(seqlen_list, k_partitions, equal_size)
+
+    seqlen_balancing.karmarkar_karp = karmarkar_karp
+
+
 def _load_replica() -> Any:
     from saerl_cpu_rollout import CpuRolloutReplica
 
@@ -174,5 +186,6 @@ def _load_replica() -> Any:
 
 _join_without_rendezvous()
 _take_log_probs_at_once()
+_balance_nothing_over_one_worker()
 RolloutReplicaRegistry.register(ROLLOUT, _load_replica)
 rollout_base._ROLLOUT_REGISTRY[ROLLOUT, "async"] = "saerl_cpu_rollout.CpuWeightSender"

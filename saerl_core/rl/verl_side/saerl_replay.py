@@ -56,21 +56,24 @@ def _rewarded_rows(batch: Any) -> list[tuple[dict[str, Any], float]]:
 
 
 def _training_order(batch: Any, answers: list[tuple[dict[str, Any], float]]) -> list[int]:
-    """Places of the answers: first those of prompts whose answers are rewarded alike, shortest first, then the others,
-    longest first; equally long ones by prompt and number.
+    """Places of the answers, prompt by prompt: first the prompts whose answers are rewarded alike, shortest first, then
+    the others, longest first.
 
-    Alike lengths side by side save padding, and micro-batches without any advantage save their backward pass (see
-    `saerl_cpu_engine`). One update takes the whole batch, so its order changes the result only in the last bits of
-    sums; these are equal in equal runs because the order is.
+    `saerl_cpu_engine` reads a prompt once for its answers in a micro-batch, and saves the backward pass of
+    micro-batches without any advantage; alike lengths side by side save padding. One update takes the whole batch, so
+    its order changes the result only in the last bits of sums; these are equal in equal runs because the order is.
     """
     rewards: dict[int, set[float]] = defaultdict(set)
-    for row, reward in answers:
+    tokens: dict[int, int] = defaultdict(int)
+    for tag, (row, reward) in zip(batch.tags, answers, strict=True):
         rewards[int(row["index"])].add(reward)
+        tokens[int(row["index"])] += tag["seq_len"]
     order = []
-    for key, tag, (row, _) in zip(batch.keys, batch.tags, answers, strict=True):
+    for key, (row, _) in zip(batch.keys, answers, strict=True):
+        prompt = int(row["index"])
         number = int(key.rsplit("_", 2)[1])  # verl's keys: prompt_answer_part
-        differ = len(rewards[int(row["index"])]) > 1
-        order.append((differ, -tag["seq_len"] if differ else tag["seq_len"], int(row["index"]), number))
+        differ = len(rewards[prompt]) > 1
+        order.append((differ, -tokens[prompt] if differ else tokens[prompt], prompt, number))
     return sorted(range(len(order)), key=order.__getitem__)
 
 
