@@ -20,8 +20,9 @@ from pathlib import Path
 import torch
 
 from saerl_core.config import FeaturesConfig
-from saerl_core.sae import Sae, dense, in_chunks, load_sae, top_k
+from saerl_core.sae import Sae, dense, in_chunks, load_sae
 from saerl_core.sae_spec import encoder_spec, read_spec
+from saerl_core.top_k import top_k
 
 
 def load_encoder(folder: Path, config: FeaturesConfig, device: torch.device, dtype: torch.dtype) -> Sae:

@@ -20,7 +20,8 @@ from saerl_core.encoders import load_encoder
 from saerl_core.errors import ModelError
 from saerl_core.features import FeatureRows, concatenate, take
 from saerl_core.models import render, render_all
-from saerl_core.sae import Entries, Sae
+from saerl_core.sae import Sae
+from saerl_core.top_k import Entries
 
 FVU_TOKENS = 16
 """Most tokens of a prompt on which the SAE's reconstruction is measured: enough for the health of a data set."""

@@ -4,8 +4,7 @@ The weights come through sae-lens, which knows every version of the format. TopK
 encoded here, all other architectures by sae-lens's own `encode`; a chunk of tokens at a time, and only what fires
 leaves the chunk.
 
-Legend: T tokens, D residual width (d_in), S features (d_sae), K active features per token, N features that fire, over
-all tokens.
+Legend: T tokens, D residual width (d_in), S features (d_sae), N features that fire, over all tokens.
 """
 
 from __future__ import annotations
@@ -19,11 +18,8 @@ import torch
 
 from saerl_core.errors import ModelError
 from saerl_core.models import UNREADABLE
+from saerl_core.top_k import Encode, Entries, top_k
 
-Entries = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-"""(values_N, token_N, feature_N): the features that fire on some tokens, tokens ascending."""
-Encode = Callable[[torch.Tensor], Entries]
-"""h_TD → what fires."""
 Decode = Callable[[Entries, int], torch.Tensor]
 """(what fires, T) → the reconstruction of h_TD, without ever making the dense [T, S] matrix."""
 
@@ -75,17 +71,6 @@ def _encoder_matrix(sae: Any, scale_S: torch.Tensor) -> tuple[torch.Tensor, torc
     """(W_DS, bias_S) with the input's bias and the decoder's norms folded in."""
     bias_S = sae.b_enc - (sae.b_dec * sae.cfg.apply_b_dec_to_input) @ sae.W_enc
     return (sae.W_enc * scale_S).contiguous(), bias_S * scale_S
-
-
-def top_k(W_DS: torch.Tensor, bias_S: torch.Tensor, k: int) -> Encode:
-    """A TopK encoder: of a token's k largest pre-activations, those above 0."""
-
-    def encode(h_TD: torch.Tensor) -> Entries:
-        values_TK, features_TK = torch.addmm(bias_S, h_TD.to(W_DS.dtype), W_DS).topk(k, dim=-1, sorted=False)
-        fires_TK = values_TK > 0
-        return values_TK[fires_TK].float(), fires_TK.nonzero()[:, 0], features_TK[fires_TK]
-
-    return encode
 
 
 def _above(W_DS: torch.Tensor, bias_S: torch.Tensor, threshold_S: torch.Tensor) -> Encode:
