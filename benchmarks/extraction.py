@@ -1,5 +1,8 @@
 """Extraction beside its bound and beside other routes, in tokens per CPU-second, all sides in turn in one run.
 
+A ratio is the median over the rounds, with its 95% bootstrap interval: on a shared machine single rounds differ by a
+third.
+
     python -m benchmarks.extraction                      two CPU cores: 12-layer Qwen2 of width 512, layer 6, SAE of 8k
     python -m benchmarks.extraction --device cuda        a GPU: Qwen2.5-Math-1.5B's shape, middle layer, bf16, k = 64
     python -m benchmarks.extraction --template           with a system message before every prompt
@@ -42,6 +45,7 @@ from saerl_core import extract, locations
 from saerl_core.backbone import Backbone
 from saerl_core.config import FeaturesConfig
 from saerl_core.features import FeatureRows
+from saerl_core.probes import bootstrap_interval
 
 LENGTHS = (9, 25, 32, 36, 41, 45, 49, 53, 57, 61, 66, 71, 76, 81, 87, 96, 105, 118, 137, 179, 875)
 """Tokens of DeepScaleR's problems: 21 quantiles, from the shortest to the longest (BPE of 4,096)."""
@@ -234,12 +238,13 @@ def compare(shape: dict[str, Any], ids: list[list[int]], config: FeaturesConfig,
         **_share_of_the_machine(tokens, float(np.median(seconds["ours"])), reader, shape), "sides": {}}
     for name, values in seconds.items():
         ratios = values / seconds["ours"]
+        low, high = bootstrap_interval(lambda i, ratios=ratios: float(np.median(ratios[i])), len(ratios))
         found["sides"][name] = figures = {
             f"tokens per {unit}": round(tokens / float(np.median(values)), 1),
             "ours / it": round(float(np.median(ratios)), 3),
-            "range": [round(float(ratios.min()), 3), round(float(ratios.max()), 3)]}
+            "interval": [round(low, 3), round(high, 3)]}
         sys.stdout.write(f"{name:<16} {figures[f'tokens per {unit}']:>10} tokens per {unit}; ours is "
-                         f"{figures['ours / it']} of it ({ratios.min():.3f} to {ratios.max():.3f})\n")
+                         f"{figures['ours / it']} of it ({low:.3f} to {high:.3f})\n")
     return found
 
 

@@ -5,8 +5,9 @@ as fast as float32, or faster: there all products are made in bfloat16, with a b
 among the k largest is dropped, and the few that are left are multiplied again in float32. The result is the same, but
 for the last bit of sums.
 
-Legend: T tokens, D residual width (d_in), S features (d_sae), G groups of features, K active features per token, N
-candidates or features that fire, over all tokens, C most candidates of a token.
+Legend: T tokens, D residual width (d_in), S features (d_sae), G groups of M features, K active features per token, R
+groups with a candidate, over all tokens, N candidates or features that fire, over all tokens, C most candidates of a
+token.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def screened(W_DS: torch.Tensor, bias_S: torch.Tensor, k: int) -> Encode:
         length_T = rough_TD.float().norm(dim=1)
         error_T = ((h_TD - rough_TD.float()).norm(dim=1) * longest + length_T * most_lost + bias_lost
                    + 2 * len(W_DS) * torch.finfo(torch.float32).eps * length_T * longest)
-        token_N, feature_N = (rough_TS >= _floor(rough_TS, error_T, k)[:, None]).nonzero(as_tuple=True)
+        token_N, feature_N = _candidates(rough_TS, error_T, k)
         if len(token_N) > _MOST_CANDIDATES * rough_TS.numel():
             return dense(h_TD)
         starts_T = torch.searchsorted(token_N, torch.arange(len(h_TD) + 1))
@@ -81,17 +82,22 @@ def screened(W_DS: torch.Tensor, bias_S: torch.Tensor, k: int) -> Encode:
     return encode
 
 
-def _floor(rough_TS: torch.Tensor, error_T: torch.Tensor, k: int) -> torch.Tensor:
-    """What a feature's rough product reaches if its exact one can be positive and among the k largest, [T] bfloat16.
+def _candidates(rough_TS: torch.Tensor, error_T: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(token_N, feature_N): all products that can be positive and among a token's k largest, tokens ascending.
 
-    The largest products of k groups are k products, so the k-th largest is no smaller than the smallest of them.
+    The largest products of k groups are k products, so the k-th largest is no smaller than the smallest of them. A
+    group whose largest is too small is not looked into.
     """
     tokens, features = rough_TS.shape
-    group = _GROUP if features % _GROUP == 0 and features // _GROUP >= k else 1
-    best_TG = rough_TS.view(tokens, group, features // group).amax(1).float()
-    kth_T = best_TG.topk(k, dim=1, sorted=False).values.amin(1)
+    members = _GROUP if features % _GROUP == 0 and features // _GROUP >= k else 1
+    rough_TMG = rough_TS.view(tokens, members, features // members)
+    best_TG = rough_TMG.amax(1)
+    kth_T = best_TG.float().topk(k, dim=1, sorted=False).values.amin(1)
     margin_T = 2 * error_T + 4 * _ROUNDING * kth_T.abs()  # both products, as bfloat16 holds them, and the floor itself
-    return (kth_T - margin_T).maximum(-2 * error_T).bfloat16()
+    floor_T = (kth_T - margin_T).maximum(-2 * error_T).bfloat16()
+    token_R, group_R = (best_TG >= floor_T[:, None]).nonzero(as_tuple=True)
+    row_N, member_N = (rough_TMG[token_R, :, group_R] >= floor_T[token_R, None]).nonzero(as_tuple=True)
+    return token_R[row_N], member_N * (features // members) + group_R[row_N]
 
 
 def _largest(values_N: torch.Tensor, token_N: torch.Tensor, feature_N: torch.Tensor, starts_T: torch.Tensor,
