@@ -65,6 +65,20 @@ def test_an_answer_sees_nothing_of_the_others() -> None:
     torch.testing.assert_close(_alone_log_probs(model, ROWS), together)  # the switched model still reads whole rows
 
 
+def test_equal_micro_batches_have_equal_gradients_to_the_bit() -> None:
+    from saerl_shared_prompts import share_prompts
+
+    model = _model("Qwen2", hidden_size=64)
+    assert share_prompts(model)
+    rows = [([3, 4, 5], [(answer + place) % 50 for place in range(6)]) for answer in range(512)]  # all to one prompt
+    found = set()
+    for _ in range(6):
+        model.zero_grad()
+        _shared_log_probs(model, rows).square().sum().backward()
+        found.add(tuple(float(weight.grad.double().sum()) for weight in model.parameters()))
+    assert len(found) == 1
+
+
 @pytest.mark.parametrize(("family", "settings"), [
     ("Mistral", {"sliding_window": 4096}),  # nothing that short prompts would show
     ("Gemma2", {"head_dim": 4}),

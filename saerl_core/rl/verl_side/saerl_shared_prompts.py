@@ -6,8 +6,11 @@ itself. Nothing outside attention is padded. Log-probabilities and gradients are
 own copy of the prompt, but for the last bits of sums. (The idea: Prefix Grouper, arXiv 2506.05433. verl has it, but not
 in the trainer that it uses here.)
 
-Shapes: P distinct prompts of at most L tokens, N answers of at most M tokens, T tokens of the row (the prompts, then
-the answers), S tokens of all answers, H heads, D head dimension.
+A prompt's last token belongs to each answer: what is read for an answer is that token and all of the answer but its
+last one, which are the places that predict it. So the logits are the row's tail, as it is.
+
+Shapes: P distinct prompts of at most L tokens without the last, N answers of at most M tokens, T tokens of the row (the
+prompts, then the answers), S tokens of all answers, H heads, D head dimension.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ class Layout(NamedTuple):
     prompts: torch.Tensor
     """[P, L]: true where a prompt has a token."""
     answers: torch.Tensor
-    """[N, M]: true where an answer has a token."""
+    """[N, M]: true where a token is read for an answer."""
 
 
 def share_prompts(model: Any) -> bool:
@@ -75,27 +78,25 @@ def model_inputs(ids: torch.Tensor, prompt_lengths_N: torch.Tensor, answer_lengt
         prompt_lengths_N: tokens.
         answer_lengths_N: tokens.
     """
-    parts = ids.split(torch.stack([prompt_lengths_N, answer_lengths_N], dim=1).flatten().tolist())
-    answers = parts[1::2]
+    begins_N = prompt_lengths_N - 1
+    rows = list(zip(ids.split((prompt_lengths_N + answer_lengths_N).tolist()), begins_N.tolist(), strict=True))
     place: dict[tuple[int, ...], int] = {}
-    prompt_of_N = torch.tensor([place.setdefault(tuple(prompt.tolist()), len(place)) for prompt in parts[::2]])
-    prompts = [torch.tensor(prompt) for prompt in place]
-    lengths_P = torch.tensor([len(prompt) for prompt in prompts])
-    layout = Layout(prompt_of_N, _filled(lengths_P), _filled(answer_lengths_N))
-    prompt_positions_PL, answer_positions_NM = (
+    prompt_of = [place.setdefault(tuple(row[:begin].tolist()), len(place)) for row, begin in rows]
+    lengths_P = torch.tensor([len(prompt) for prompt in place])
+    layout = Layout(torch.tensor(prompt_of), _filled(lengths_P), _filled(answer_lengths_N))
+    positions_PL, positions_NM = (
         torch.arange(filled.shape[1]).expand(filled.shape) for filled in (layout.prompts, layout.answers)
     )
-    ends_P, ends_N = lengths_P.cumsum(0), lengths_P.sum() + answer_lengths_N.cumsum(0)
-    before_NM = (ends_N - answer_lengths_N)[:, None] + answer_positions_NM - 1  # the row's place a token earlier
-    before_NM[:, 0] = ends_P[prompt_of_N] - 1
     return {
-        "input_ids": torch.cat([*prompts, *answers])[None],
+        "input_ids": torch.cat([
+            *(torch.tensor(prompt, dtype=ids.dtype) for prompt in place),
+            *(row[begin:-1] for row, begin in rows),
+        ])[None],
         "position_ids": torch.cat([
-            prompt_positions_PL[layout.prompts],
-            (lengths_P[prompt_of_N, None] + answer_positions_NM)[layout.answers],
+            positions_PL[layout.prompts], (begins_N[:, None] + positions_NM)[layout.answers],
         ])[None],
         "attention_mask": _answers_see(layout),
-        "logits_to_keep": before_NM[layout.answers],
+        "logits_to_keep": int(answer_lengths_N.sum()),
         "layout": layout,
     }
 
