@@ -137,7 +137,9 @@ def health(rows: FeatureRows, heldout_fvu: float | None = None, *, dense: bool =
         dense: The features are not an SAE's but fire everywhere by their making, which is then no cause for a warning.
     """
     active = rows.active()
-    document_frequency = np.bincount(rows.indices, minlength=rows.d_sae)
+    document_frequency = np.zeros(rows.d_sae, dtype=np.int64)
+    for _, part in blocks(rows, 1024):  # numpy counts in int64, and makes a copy of what is not
+        document_frequency += np.bincount(part.indices, minlength=rows.d_sae)
     firing = document_frequency > 0
     read = int(rows.tokens.sum() + rows.masked.sum())
     fvu = rows.fvu[np.isfinite(rows.fvu)]
