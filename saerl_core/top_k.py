@@ -3,7 +3,7 @@
 Of d_sae products with the residual vector only k are wanted. A CPU with bfloat16 instructions multiplies bfloat16 twice
 as fast as float32, or faster: there all products are made in bfloat16, with a bound on their error; what cannot be
 among the k largest is dropped, and the few that are left are multiplied again in float32. The result is the same, but
-for the last bit of sums.
+for float32's own rounding.
 
 Legend: T tokens, D residual width (d_in), S features (d_sae), G groups of M features, K active features per token, R
 groups with a candidate, over all tokens, N candidates or features that fire, over all tokens, C most candidates of a
@@ -61,8 +61,12 @@ def screened(W_DS: torch.Tensor, bias_S: torch.Tensor, k: int) -> Encode:
     rough_DS, rough_S = W_DS.bfloat16(), bias_S.bfloat16()
     longest, most_lost = W_DS.norm(dim=0).max(), (W_DS - rough_DS.float()).norm(dim=0).max()
     bias_lost = (bias_S - rough_S.float()).abs().max()
+    if not (longest + most_lost + bias_lost).isfinite():  # a feature switched off by a bias of -inf, say
+        return dense
 
     def encode(h_TD: torch.Tensor) -> Entries:
+        if not len(h_TD):
+            return dense(h_TD)
         h_TD = h_TD.float()
         rough_TD = h_TD.bfloat16()
         rough_TS = torch.addmm(rough_S, rough_TD, rough_DS)
@@ -94,7 +98,7 @@ def _candidates(rough_TS: torch.Tensor, error_T: torch.Tensor, k: int) -> tuple[
     best_TG = rough_TMG.amax(1)
     kth_T = best_TG.float().topk(k, dim=1, sorted=False).values.amin(1)
     margin_T = 2 * error_T + 4 * _ROUNDING * kth_T.abs()  # both products, as bfloat16 holds them, and the floor itself
-    floor_T = (kth_T - margin_T).maximum(-2 * error_T).bfloat16()
+    floor_T = (kth_T - margin_T).maximum(-2 * error_T).nan_to_num(nan=-torch.inf).bfloat16()  # NaN: inf less inf
     token_R, group_R = (best_TG >= floor_T[:, None]).nonzero(as_tuple=True)
     row_N, member_N = (rough_TMG[token_R, :, group_R] >= floor_T[token_R, None]).nonzero(as_tuple=True)
     return token_R[row_N], member_N * (features // members) + group_R[row_N]

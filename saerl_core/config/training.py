@@ -57,7 +57,7 @@ class TrainConfig(Section):
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """Sampling temperature of the rollouts."""
     micro_batch_size: Count = 8
-    """Sequences per forward-backward pass and GPU."""
+    """Sequences per forward-backward pass and GPU; divides those of a step on a GPU."""
     save_every: Count = 10
     """Steps between checkpoints."""
     test_every: Count = 10

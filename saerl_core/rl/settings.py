@@ -71,6 +71,12 @@ def job_overrides(
     if sequences % devices:
         raise ConfigError(f"schedule.batch_size ({batch_size}) x train.rollouts ({train.rollouts}) is not a multiple "
                           f"of the number of GPUs ({devices})")
+    share = sequences // devices
+    if share % train.micro_batch_size and not any("use_dynamic_bsz" in override for override in train.overrides):
+        fits = max(size for size in range(1, min(share, train.micro_batch_size) + 1) if share % size == 0)
+        raise ConfigError(f"train.micro_batch_size = {train.micro_batch_size}: does not divide the {share} sequences "
+                          f"of a step on a device (schedule.batch_size {batch_size} x train.rollouts {train.rollouts} "
+                          f"/ {devices}); {fits} does")
     settings: dict[str, Any] = {
         **_order_settings(train_parquet, batch_size, steps),
         **_data_settings(config, train_parquet, heldout_parquet),

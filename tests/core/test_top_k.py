@@ -65,6 +65,29 @@ def test_a_token_without_a_number_fires_nothing() -> None:
     assert set(token_N.tolist()) == {0, 2}
 
 
+@pytest.mark.parametrize("place", ["h overflows in bfloat16", "h overflows its norm", "bias", "weight"])
+def test_what_has_no_bound_is_multiplied_in_float32(place: str) -> None:
+    h_TD, W_DS, bias_S = _drawn(5, 64, 1024)
+    W_DS = W_DS.bfloat16().float()
+    if place == "h overflows in bfloat16":
+        h_TD[1, 3] = 3.4e38
+    elif place == "h overflows its norm":
+        h_TD *= 1e20
+    elif place == "bias":
+        bias_S[5] = -torch.inf
+    else:
+        W_DS[0, 5] = torch.inf
+    ours, plain = (make(W_DS, bias_S, 16)(h_TD) for make in (topk.screened, topk.plain))
+    assert len(plain[0])
+    for one, other in zip(_sorted(ours), _sorted(plain), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_no_tokens_fire_nothing() -> None:
+    _, W_DS, bias_S = _drawn(1, 64, 1024)
+    assert [len(part) for part in topk.screened(W_DS, bias_S, 16)(torch.empty(0, 64))] == [0, 0, 0]
+
+
 @pytest.mark.parametrize(("able", "expected"), [
     ({"avx512_bf16": True}, "screened"), ({"amx_bf16": True}, "screened"), ({"avx512_f": True}, "plain"), ({}, "plain"),
 ])

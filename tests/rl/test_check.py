@@ -43,7 +43,8 @@ def test_the_verifier_is_found_in_verls_interpreter(
 
 def test_a_policy_that_is_not_here_can_still_have_its_configuration_checked(make_config: MakeConfig) -> None:
     config = make_config(
-        train={"engine": "gpu", "gpus": 2, "tensor_parallel": 2}, policy={"model": "Qwen/Qwen2.5-Math-1.5B"}
+        train={"engine": "gpu", "gpus": 2, "tensor_parallel": 2, "micro_batch_size": 8},
+        policy={"model": "Qwen/Qwen2.5-Math-1.5B"},
     )
     check = check_config_only(config)
     assert (check.engine, check.model_found) == ("gpu", False)

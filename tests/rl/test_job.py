@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -163,6 +164,19 @@ def test_batches_must_divide_over_the_gpus(make_config: MakeConfig, manifest_dir
     config = make_config(train={"engine": "gpu", "gpus": 3})
     with pytest.raises(ConfigError, match=r"schedule\.batch_size \(4\) x train\.rollouts \(4\)"):
         build_job(config, manifest_dir, None, tmp_path)
+
+
+@pytest.mark.parametrize(("micro_batch_size", "fits"), [(5, "4 does"), (32, "16 does")])
+def test_a_step_must_divide_into_micro_batches(
+    micro_batch_size: int, fits: str, make_config: MakeConfig, manifest_dir: Path, tmp_path: Path
+) -> None:
+    def build(**settings: Any) -> None:
+        config = make_config(train={"micro_batch_size": micro_batch_size, **settings})
+        build_job(config, manifest_dir, None, tmp_path / "run")
+
+    with pytest.raises(ConfigError, match=f"micro_batch_size = {micro_batch_size}.* 16 sequences .*{fits}"):
+        build()
+    build(overrides=["actor_rollout_ref.actor.use_dynamic_bsz=true"])  # then verl cuts it by tokens
 
 
 def test_an_environments_interpreter_keeps_its_symbolic_link(

@@ -32,7 +32,8 @@ class CpuEngine(_Engine):
 
     def _build_module(self) -> Any:
         module = super()._build_module()
-        self._shares = not self.model_config.use_fused_kernels and share_prompts(module)
+        shaped_otherwise = self.model_config.use_fused_kernels or self.pad_to_length
+        self._shares = not shaped_otherwise and share_prompts(module)
         return module
 
     def prepare_model_inputs(self, micro_batch: Any) -> tuple[dict[str, Any], dict[str, Any]]:
