@@ -7,6 +7,7 @@ of the header, so one changed byte anywhere, in a file or in the header, shows.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -128,12 +129,16 @@ def seal(staged: Path, kind: str, header: dict[str, Any], header_name: str = HEA
     target = staged.parent / "-".join(filter(None, (kind, sha256[:ID_LENGTH])))
     staged.chmod(0o755)
     size = sum(entry["size"] for entry in files.values()) + len(text.encode())
-    if target.exists():
-        try:
-            return ArtifactRef(path=target, sha256=sha256, size=size)  # made before: same content, same name
+    try:
+        staged.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+        try:  # made before, or by another run just now: same content, same name
+            return ArtifactRef(path=target, sha256=sha256, size=size)
         except ValueError:
             shutil.rmtree(target)
-    staged.rename(target)
+            staged.rename(target)
     return ArtifactRef(path=target, sha256=sha256, size=size)
 
 

@@ -24,6 +24,22 @@ def test_the_same_content_has_the_same_name_and_other_content_another(tmp_path: 
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_what_another_run_made_just_before_is_taken_for_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename, others = Path.rename, []
+
+    def rename_after_another_run(staged: Path, target: Path) -> Path:
+        monkeypatch.undo()
+        others.append(make(tmp_path))
+        return rename(staged, target)
+
+    monkeypatch.setattr(Path, "rename", rename_after_another_run)
+    assert [make(tmp_path)] == others
+    artifact.verify(others[0])
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 def test_a_writer_that_fails_leaves_nothing(tmp_path: Path) -> None:
     def fail_half_way() -> None:
         with artifact.staging(tmp_path) as staged:
