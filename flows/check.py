@@ -18,6 +18,7 @@ from saerl_core.hygiene import EvaluationSet
 from saerl_core.manifest import verify_manifest
 from saerl_core.models import ModelSpec
 from saerl_core.rl import verifiers
+from saerl_core.rl.check import check_config_only, draft_overrides
 from saerl_core.sae_spec import SaeSpec, choose_layer, encoder_hash, encoder_spec, read_spec
 from saerl_core.schedule import check_batches
 from saerl_core.token_estimate import token_counts
@@ -42,6 +43,7 @@ def check_inputs(config: RunConfig, *, train: bool) -> None:
                           "set it, or run `saerl curate`")
     _check_models(config)
     if train:
+        draft_overrides(config)
         here = sum(disk.used_bytes(run) for run in (config.root / "runs").glob(f"{config.name}-*/checkpoints"))
         disk.require(config.root, _checkpoint_bytes(config) - here, "the checkpoints of the training")
 
@@ -88,8 +90,6 @@ def check_run(config: RunConfig) -> dict[str, Any]:
     Raises:
         SaerlError: see `check_inputs`.
     """
-    from saerl_core.rl.check import check_config_only
-
     verifier = verifiers.load(config.policy, Path(config.base))
     evaluations = [EvaluationSet(name, _read(config, source)) for name, source in config.data.evaluations().items()]
     table, findings = hygiene.mark(_read(config, config.data), evaluations, config.hygiene)

@@ -82,9 +82,25 @@ def check_config_only(config: RunConfig) -> ConfigCheck:
         ModelError: the policy is a folder, and no model is in it.
         TrainError: verl refuses the configuration.
     """
+    engine, policy, overrides = draft_overrides(config)
+    path = os.pathsep.join(filter(None, (str(VERL_SIDE), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, **job_environment(config, engine, Path("run")), "PYTHONPATH": path}
+    report = _dry_run("config", interpreter(config), overrides, environment)
+    return ConfigCheck(engine=engine, verl=report["verl"], model_found=policy is not None)
+
+
+def draft_overrides(config: RunConfig) -> tuple[Engine, Path | None, tuple[str, ...]]:
+    """Engine, policy (None: not on this machine) and hydra overrides of a run that has no manifest yet.
+
+    Asks nobody: what is wrong with the settings by themselves shows at once.
+
+    Raises:
+        ConfigError: an override that is refused, or a step that does not divide over GPUs or micro-batches.
+        ModelError: the policy is a folder, and no model is in it.
+    """
     engine = resolve_engine(config)
     policy = models.find(config.policy.model, Path(config.base))
-    overrides = job_overrides(
+    return engine, policy, job_overrides(
         config,
         engine=engine,
         model=str(policy or config.policy.model),
@@ -94,10 +110,6 @@ def check_config_only(config: RunConfig) -> ConfigCheck:
         batch_size=config.schedule.batch_size,
         steps=config.schedule.steps or 1,
     )
-    path = os.pathsep.join(filter(None, (str(VERL_SIDE), os.environ.get("PYTHONPATH"))))
-    environment = {**os.environ, **job_environment(config, engine, Path("run")), "PYTHONPATH": path}
-    report = _dry_run("config", interpreter(config), overrides, environment)
-    return ConfigCheck(engine=engine, verl=report["verl"], model_found=policy is not None)
 
 
 def manifest_batches(job: VerlJob) -> list[list[str]]:

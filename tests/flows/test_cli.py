@@ -11,7 +11,7 @@ import pytest
 
 from flows.curate import Curated
 from tests.conftest import ROOT
-from tests.flows.conftest import Run, toy_rows, write_config
+from tests.flows.conftest import Run, toy_rows, write_config, write_rows
 
 
 def rows_with(change: dict[str, Any] | None, *, at: int = 2) -> str:
@@ -86,6 +86,24 @@ def test_training_without_a_heldout_set_is_refused_at_once(saerl: Run, tmp_path:
     code, _, err = saerl("run", write_config(tmp_path))
     assert code == 2
     assert "data.heldout is not set" in err
+
+
+@pytest.mark.parametrize(("setting", "complaint"), [
+    ("train.micro_batch_size=7", "train.micro_batch_size = 7: does not divide the"),
+    ("train.overrides=[data.shuffle=true]", "'data.shuffle=true' is refused"),
+    ("train.gpus=2", "the CPU engine has one worker"),
+])
+def test_a_mistake_in_the_trainers_settings_shows_before_anything_is_curated(saerl: Run, tmp_path: Path, setting: str,
+                                                                             complaint: str) -> None:
+    write_rows(tmp_path / "heldout.jsonl", toy_rows(3))
+    columns = {"id": "id", "prompt": "problem", "answer": "answer"}
+    config = write_config(tmp_path, data={"heldout": {"path": "heldout.jsonl", "columns": columns}},
+                          train={"engine": "cpu"})
+    before = sorted(tmp_path.rglob("*"))
+    code, out, err = saerl("run", config, "--set", setting)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert complaint in err
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_init_writes_a_config_that_checks_and_does_not_overwrite_it(saerl: Run, tmp_path: Path) -> None:
