@@ -16,7 +16,7 @@ import polars as pl
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
-from flows.curate import ONE_WORKER, Curated, curate
+from flows.curate import TWO_WORKERS, Curated, curate
 from flows.publish import publish, tag_run
 from flows.stages import record, run_stage
 from saerl_core import models, sources
@@ -38,7 +38,7 @@ from tasks.train import train as train_stage
 FOLDER = "comparisons"
 
 
-@flow(name="compare", flow_run_name="compare · {config.name}", persist_result=False, task_runner=ONE_WORKER)
+@flow(name="compare", flow_run_name="compare · {config.name}", persist_result=False, task_runner=TWO_WORKERS)
 def compare(config: RunConfig) -> dict[str, Any]:
     """Train every arm with every seed; accuracy by step, with intervals."""
     with in_use(config.root):

@@ -54,12 +54,12 @@ class Curated(BaseModel):
                 "stages": [entry.model_dump() for entry in self.stages]}
 
 
-ONE_WORKER: Any = ThreadPoolTaskRunner(max_workers=1)
-"""A forward pass already uses every core, or the whole GPU: shards queue."""
+TWO_WORKERS: Any = ThreadPoolTaskRunner(max_workers=2)
+"""One shard is on the device, which it fills; the next is tokenised meanwhile, and waits."""
 
 
 @flow(name="curate", flow_run_name="curate · {config.name}", persist_result=False,
-      task_runner=ONE_WORKER)
+      task_runner=TWO_WORKERS)
 def curate(config: RunConfig) -> Curated:
     """Curate a prompt set into a manifest."""
     check_inputs(config, train=False)

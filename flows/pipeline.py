@@ -7,14 +7,14 @@ from typing import Any
 from prefect import flow
 
 from flows.check import check_inputs
-from flows.curate import ONE_WORKER, curate
+from flows.curate import TWO_WORKERS, curate
 from flows.outcome import manifest_figures
 from flows.publish import tag_run
 from flows.train import train
 from saerl_core.config import RunConfig
 
 
-@flow(name="pipeline", flow_run_name="pipeline · {config.name}", persist_result=False, task_runner=ONE_WORKER)
+@flow(name="pipeline", flow_run_name="pipeline · {config.name}", persist_result=False, task_runner=TWO_WORKERS)
 def pipeline(config: RunConfig) -> dict[str, Any]:
     """From a prompt file to a policy that verl has trained on a curated manifest."""
     check_inputs(config, train=True)

@@ -15,6 +15,7 @@ import os
 import re
 import threading
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -119,7 +120,9 @@ class _Index:
 
     def follow(self, store: Path) -> None:
         """Take in what was added to the store since, remove what is damaged, forget what is gone."""
-        present = {segment for segment in store.glob("[!.]*.safetensors") if _intact(segment)}
+        segments = list(store.glob("[!.]*.safetensors"))
+        with ThreadPoolExecutor() as pool:  # hashing lets the others run
+            present = {segment for segment, ok in zip(segments, pool.map(_intact, segments), strict=True) if ok}
         if self.segments - present:
             self.segments, self.where = set(), {}
         for segment in sorted(present - self.segments):

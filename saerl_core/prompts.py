@@ -21,7 +21,7 @@ from saerl_core.errors import DataError
 from saerl_core.hashing import hash_value
 from saerl_core.readers import Record, read_rows
 
-VERSION = 2
+VERSION = 3
 KEY_LENGTH = 32
 _FRAME_ROWS = 8192
 """Rows held as Python objects before they become part of a frame."""

@@ -26,7 +26,7 @@ from saerl_core.config import QualityConfig
 from saerl_core.labels import draw
 from saerl_core.probes import Probe, auc, bootstrap_interval, fit_logistic, fit_mlp, fit_ridge
 
-VERSION = 4
+VERSION = 5
 _HELD_OUT_SHARE = 0.3
 _FOLDS = 5
 _LOOKS_BAD = 0.5

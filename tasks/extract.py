@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+import threading
+from collections.abc import Collection
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import polars as pl
 from pydantic import BaseModel
@@ -14,8 +16,9 @@ from saerl_core.artifact import ArtifactRef
 from saerl_core.backbone import Backbone
 from saerl_core.config import FeaturesConfig
 from saerl_core.controls import RESIDUAL
-from saerl_core.extract import extract, load_reader
+from saerl_core.extract import extract_tokens, load_reader
 from saerl_core.hashing import hash_value
+from saerl_core.models import load_tokenizer, render_all
 from saerl_core.sae import Sae
 from saerl_core.token_estimate import CHARACTERS_PER_TOKEN
 from tasks.caching import keep_results, stage
@@ -24,10 +27,14 @@ from tasks.limits import device_slot
 from tasks.progress import Progress
 from tasks.read import TABLE
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 ROWS = "rows.safetensors"
 LOCK = ".lock"
 """In a store: held by who adds rows, reads them all, or merges segments."""
 _MANY_SEGMENTS = 64
+_TOKENISING = threading.Lock()
 
 
 class Shard(BaseModel):
@@ -38,7 +45,7 @@ class Shard(BaseModel):
     start: int
     stop: int
     content: str
-    """hash of the feature keys of its prompts"""
+    """hash of the feature keys of its own prompts, see `_own`"""
 
 
 class ShardResult(BaseModel):
@@ -50,16 +57,16 @@ class ShardResult(BaseModel):
 
 def plan_shards(source: ArtifactRef, shard_rows: int) -> list[Shard]:
     """Cut the usable prompts of an artifact into shards."""
-    keys = load_keys(source)
-    starts = range(0, len(keys), shard_rows)
-    return [Shard(number=number, total=len(starts), start=start, stop=min(start + shard_rows, len(keys)),
-                  content=hash_value(keys[start : start + shard_rows]))
+    table = _usable(source.path)
+    starts = range(0, table.height, shard_rows)
+    return [Shard(number=number, total=len(starts), start=start, stop=min(start + shard_rows, table.height),
+                  content=hash_value(_own(source, start, shard_rows)["feature_key"].to_list()))
             for number, start in enumerate(starts, start=1)]
 
 
 def load_messages(source: ArtifactRef) -> list[list[dict[str, str]]]:
     """Chat messages of an artifact's usable prompts, in order."""
-    return _messages(source.path).to_list()
+    return _usable(source.path)["messages"].to_list()
 
 
 def load_keys(source: ArtifactRef) -> tuple[str, ...]:
@@ -68,36 +75,63 @@ def load_keys(source: ArtifactRef) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=2)  # what lies at an artifact's path does not change, and every shard asks for it
-def _messages(folder: Path) -> pl.Series:
-    table = pl.read_parquet(folder / TABLE, columns=["messages", "drop_reason"])
-    return table.filter(pl.col("drop_reason").is_null())["messages"]
+def _usable(folder: Path) -> pl.DataFrame:
+    table = pl.read_parquet(folder / TABLE, columns=["messages", "feature_key", "drop_reason"])
+    return table.filter(pl.col("drop_reason").is_null()).with_columns(first=pl.col("feature_key").is_first_distinct())
+
+
+def _own(source: ArtifactRef, start: int, rows: int) -> pl.DataFrame:
+    """Those prompts of a shard that occur in no earlier one.
+
+    A prompt that occurs twice is read where it occurs first, so a shard's batches, and with them the last bits of its
+    rows, do not depend on which shard is done before.
+    """
+    return _usable(source.path).slice(start, rows).filter("first")
 
 
 @lru_cache(maxsize=2)
 def _keys(folder: Path) -> tuple[str, ...]:
-    return tuple(feature_store.feature_key(chat) for chat in _messages(folder).to_list())
+    return tuple(_usable(folder)["feature_key"])
 
 
 @stage("extract", features.VERSION, of=("content", "store_hash"),
        run_name="extract {number}/{total} · {rows:,} prompts")
 def extract_shard(inputs: Inputs, config: FeaturesConfig, source: ArtifactRef, start: int, number: int, total: int,
                   rows: int, content: str, store_hash: str) -> ShardResult:
-    """Read those prompts of a shard that the store lacks; keep their rows as one segment.
+    """Read those of a shard's own prompts that the store lacks; keep their rows as one segment.
 
-    Shard by shard one run works on a store at a time: what two runs need, the second finds.
+    Shard by shard one run works on a store at a time: what two runs need, the second finds. The next shard is tokenised
+    meanwhile.
     """
-    messages, keys = _messages(source.path)[start : start + rows], load_keys(source)[start : start + rows]
+    own = _own(source, start, rows)
+    known = feature_store.find_rows(inputs.store, own["feature_key"])
+    unknown = own.filter(~pl.col("feature_key").is_in(list(known)))
+    ids = _tokenise(inputs.model, unknown["messages"].to_list(), config)
     with locks.exclusive(inputs.store / LOCK):
-        found = feature_store.find_rows(inputs.store, keys)
+        found = feature_store.find_rows(inputs.store, own["feature_key"])
         refs = _segments(found)
-        missing = {key: row for row, key in enumerate(keys) if key not in found}
+        missing = {key: row for key, row in zip(unknown["feature_key"], ids, strict=True) if key not in found}
         if missing:
             backbone, encoder = reader(inputs.model, inputs.sae, inputs.layer, config.model_dump_json())
-            chats = messages.gather(list(missing.values())).to_list()
             with device_slot(backbone.device.type):
-                rows_read = extract(backbone, encoder, chats, config)
+                rows_read = extract_tokens(backbone, encoder, list(missing.values()), config)
             refs.append(feature_store.write_segment(inputs.store, list(missing), rows_read))
     return ShardResult(segments=refs, read=len(missing))
+
+
+def _tokenise(model: Path, chats: list[list[dict[str, str]]], config: FeaturesConfig) -> list[list[int]]:
+    """Token ids of prompts. One thread at a time: a tokenizer is not made for more."""
+    if not chats:
+        return []
+    with _TOKENISING:
+        tokenizer = _tokenizer(model, trust_remote_code=config.trust_remote_code)
+        return render_all(tokenizer, chats, chat_template=config.chat_template)
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(model: Path, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """A tokenizer beside the reader's own, which another thread may be using."""
+    return load_tokenizer(model, trust_remote_code=trust_remote_code)
 
 
 def _segments(found: dict[str, tuple[Path, int]]) -> list[ArtifactRef]:
@@ -175,10 +209,10 @@ def _compact(root: Path, store: Path) -> None:
             feature_store.discard(merged)
 
 
-def _check_disk(root: Path, inputs: Inputs, source: ArtifactRef, known: Container[str]) -> None:
+def _check_disk(root: Path, inputs: Inputs, source: ArtifactRef, known: Collection[str]) -> None:
     """Room for the rows that the store lacks, twice: as segments, and gathered."""
-    missing = {key: row for row, key in enumerate(load_keys(source)) if key not in known}
-    chats = _messages(source.path).gather(list(missing.values())).to_list()
+    missing = _usable(source.path).filter("first", ~pl.col("feature_key").is_in(list(known)))
+    chats = missing["messages"].to_list()
     characters = sum(len(message["content"]) for chat in chats for message in chat)
     tokens_each = characters / CHARACTERS_PER_TOKEN / max(len(chats), 1)
     needed = 2 * disk.feature_bytes(len(chats), tokens_each, inputs.encoder)

@@ -23,7 +23,7 @@ from tasks.caching import stage
 from tasks.extract import load_messages, load_rows
 from tasks.label import load_labels
 from tasks.likelihood import load_likelihood
-from tasks.read import TABLE, load_usable
+from tasks.read import TABLE, load_usable, with_feature_keys
 from tasks.scores import seal_scores
 
 _REPORT = "report.json"
@@ -38,7 +38,7 @@ def corrupt(root: Path, table: ArtifactRef, config: QualityConfig, instruction: 
          "kind": [damaged.kind for damaged in made], "drop_reason": [None] * len(made)},
         schema={"messages": MESSAGES, "row": pl.Int64, "kind": pl.String, "drop_reason": pl.String})
     with artifact.staging(root / "artifacts") as staged:
-        frame.write_parquet(staged / TABLE)
+        with_feature_keys(frame).write_parquet(staged / TABLE)
         return artifact.seal(staged, "damaged", {"stage": "corrupt", "rows": frame.height})
 
 

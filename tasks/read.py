@@ -13,6 +13,7 @@ import polars as pl
 from saerl_core import artifact, hygiene, models, prompts
 from saerl_core.artifact import ArtifactRef
 from saerl_core.config import DataConfig, HygieneConfig, PolicyConfig
+from saerl_core.feature_store import feature_key
 from saerl_core.hygiene import EvaluationSet, Findings
 from saerl_core.rl import verifiers
 from tasks.caching import stage
@@ -34,7 +35,13 @@ def read(root: Path, files: tuple[Path, ...], evaluations: dict[str, tuple[Path,
     table = prompts.mark_too_long(
         table, lambda chats: [len(ids) for ids in models.render_all(tokenizer, chats, chat_template=True)],
         policy.max_prompt_tokens)
-    return seal_table(root, "read", table, findings)
+    return seal_table(root, "read", with_feature_keys(table), findings)
+
+
+def with_feature_keys(table: pl.DataFrame) -> pl.DataFrame:
+    """The table and under which key the feature store knows each prompt: made once, looked up in every run."""
+    keys = [feature_key(messages) for messages in table["messages"].to_list()]
+    return table.with_columns(pl.Series("feature_key", keys, dtype=pl.String))
 
 
 def seal_table(root: Path, stage_name: str, table: pl.DataFrame, findings: Findings) -> ArtifactRef:
