@@ -51,12 +51,12 @@ _COUNTED = """
 import sys
 from flows import cli
 from tasks import extract as stage
-counts, read = sys.argv.pop(1), stage.extract
-def counted(backbone, encoder, chats, *rest):
+counts, read = sys.argv.pop(1), stage.extract_tokens
+def counted(backbone, encoder, ids, *rest):
     with open(counts, "a") as file:
-        file.write(f"{len(chats)}\\n")
-    return read(backbone, encoder, chats, *rest)
-stage.extract = counted
+        file.write(f"{len(ids)}\\n")
+    return read(backbone, encoder, ids, *rest)
+stage.extract_tokens = counted
 cli.main()
 """
 """`saerl`, which notes how many prompts it is about to read, shard by shard."""
