@@ -24,7 +24,7 @@ from tasks.agreement import agreement, load_agreement
 from tasks.cluster import cluster, find_previous
 from tasks.cluster import describe as describe_clusters
 from tasks.difficulty import difficulty
-from tasks.extract import run_extraction
+from tasks.extract import kept_segments, run_extraction
 from tasks.inputs import Inputs, fingerprint
 from tasks.label import label, load_labels, load_pass_rates
 from tasks.likelihood import likelihood
@@ -71,6 +71,7 @@ def _curate(config: RunConfig) -> Curated:
     root = config.root
     tag_run(f"data:{config.data.name}")
     stages: list[StageRecord] = []
+    read_from: list[ArtifactRef] = []
 
     def ran(stage: Task[..., R], *args: Any, size: str, describe: Callable[[R], str] | None = None) -> R:
         result, entry = run_stage(config, stage, *args, size=size, describe=describe)
@@ -82,7 +83,8 @@ def _curate(config: RunConfig) -> Curated:
         found = run_extraction(root, inputs, source, config.features, name)
         note = f"{found.read} prompts read" if found.read else "all prompts in the feature store"
         stages.append(record(name, cached=found.read == 0, seconds=time.monotonic() - started, note=note,
-                             artifacts=[found.features, *found.segments]))
+                             artifacts=[found.features]))
+        read_from.append(source)
         return found.features, found.read
 
     inputs = ran(fingerprint, config, size="data, reader, SAE, policy",
@@ -132,7 +134,8 @@ def _curate(config: RunConfig) -> Curated:
     made = ran(manifests.manifest, root, inputs, config, table, features, clusters, labels, hard, good, suspects,
                manifests.curation_hash(config, inputs), size=prompts, describe=lambda ref: ref.path.name)
     _show(made)
-    publish_manifest(config, made.path, stages)
+    with kept_segments(inputs.store, read_from) as segments:
+        publish_manifest(config, made.path, stages, segments)
     return Curated(manifest=made, id=made.path.name, inputs=inputs, prompts_read_by_model=read_now,
                    damaged_copies_read=damaged_now, stages=stages)
 

@@ -25,13 +25,14 @@ def tag_run(*tags: str, name: str | None = None) -> None:
         client.update_flow_run(known.id, tags=sorted({*known.tags, *tags}), name=name)
 
 
-def publish(config: RunConfig, result: Path, stages: Iterable[StageRecord]) -> bool:
+def publish(config: RunConfig, result: Path, stages: Iterable[StageRecord], parts: Iterable[Path] = ()) -> bool:
     """Keep the current flow run beside its result, and what the result is made of.
 
     Args:
         config: Names the workspace and the target.
         result: A manifest's folder, or a training run's.
         stages: The stages that led to it.
+        parts: What it is made of beside their artifacts.
 
     Returns:
         Whether the result is new to this target.
@@ -42,12 +43,14 @@ def publish(config: RunConfig, result: Path, stages: Iterable[StageRecord]) -> b
     if context is not None and context.flow_run is not None:
         run = published.Run(flow_run_id=str(context.flow_run.id), name=context.flow_run.name, target=config.name,
                             at=datetime.now(UTC).isoformat(timespec="seconds"))
-        published.note(config.root, result.name, [Path(path) for entry in stages for path in entry.artifacts], run)
+        made_of = [*parts, *(Path(path) for entry in stages for path in entry.artifacts)]
+        published.note(config.root, result.name, made_of, run)
     return new
 
 
-def publish_manifest(config: RunConfig, manifest: Path, stages: Iterable[StageRecord]) -> None:
+def publish_manifest(config: RunConfig, manifest: Path, stages: Iterable[StageRecord],
+                     segments: Iterable[Path]) -> None:
     """`publish`, and the event `saerl.manifest.published` where the manifest is new."""
     tag_run(f"manifest:{manifest.name}", name=f"curate · {config.name} · {manifest.name}")
-    if publish(config, manifest, stages):
+    if publish(config, manifest, stages, segments):
         emit("manifest", "published", config.name, path=str(manifest), payload={"manifest": manifest.name})

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 import httpx
+import psutil
 import yaml
 
 from flows import guard
@@ -86,7 +87,7 @@ def _serve(config: RunConfig, folder: Path, port: int, ready: Callable[[str], No
 
     tell("starting the server")
     start("server", "prefect", "server", "start", "--host", HOST, "--port", str(port))
-    _wait_until_healthy(f"http://{HOST}:{port}/api/health", check)
+    _wait_until_healthy(f"http://{HOST}:{port}/api/health", check, lambda: _listens(parts["server"].pid, port))
     tell("deploying")
     deploy(config)
     revive_runs()
@@ -151,12 +152,21 @@ def _choose_port(asked: int | None) -> int:
     raise ConfigError(f"--port {asked} is taken on {HOST}: choose another, or leave it out")
 
 
-def _wait_until_healthy(url: str, check: Callable[[], None]) -> None:
+def _listens(process: int, port: int) -> bool:
+    """Whether it is this process, or a child of it, that listens: another service may have come first."""
+    with suppress(psutil.Error):
+        server = psutil.Process(process)
+        return any(connection.laddr.port == port for one in (server, *server.children(recursive=True))
+                   for connection in one.net_connections("tcp") if connection.status == psutil.CONN_LISTEN)
+    return False
+
+
+def _wait_until_healthy(url: str, check: Callable[[], None], ours: Callable[[], bool]) -> None:
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:
         check()
         with suppress(httpx.HTTPError):
-            if httpx.get(url, timeout=2).is_success:
+            if httpx.get(url, timeout=2).is_success and ours():
                 return
         time.sleep(0.2)
     raise StoppedError(f"the server did not answer at {url} within {_START_SECONDS:.0f} s")

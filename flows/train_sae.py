@@ -11,7 +11,9 @@ from prefect.artifacts import create_markdown_artifact
 
 from flows.check import check_sae_training
 from flows.stages import run_stage
+from saerl_core import locks
 from saerl_core.config import RunConfig
+from saerl_core.locks import in_use
 from saerl_core.report.sae_training import training_markdown
 from tasks.train_sae import CURVE, checkpoints, choose_out, load_card, publish, resolve_training, training_config
 from tasks.train_sae import train_sae as stage
@@ -23,10 +25,12 @@ def train_sae(config: RunConfig) -> dict[str, Any]:
     check_sae_training(config)
     training, out = training_config(config), choose_out(config)
     inputs = resolve_training(config)
-    made, entry = run_stage(config, stage, inputs, config, inputs.identity, training.tokens // training.batch_tokens,
-                            describe=lambda ref: ref.path.name)
-    publish(made, out)
-    shutil.rmtree(checkpoints(config, inputs), ignore_errors=True)
+    unfinished = checkpoints(config, inputs)
+    with in_use(config.root), locks.exclusive(unfinished.with_suffix(".lock")):
+        made, entry = run_stage(config, stage, inputs, config, inputs.identity,
+                                training.tokens // training.batch_tokens, describe=lambda ref: ref.path.name)
+        publish(made, out)
+        shutil.rmtree(unfinished, ignore_errors=True)
     card = load_card(made)
     curve = json.loads((made.path / CURVE).read_text(encoding="utf-8"))
     create_markdown_artifact(key="sae", markdown=training_markdown(card, curve), description=f"SAE {made.path.name}")

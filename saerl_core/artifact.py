@@ -12,20 +12,24 @@ import json
 import logging
 import os
 import shutil
+import socket
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import lru_cache
+from contextlib import contextmanager, suppress
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from saerl_core import locks
 from saerl_core.errors import ArtifactError
-from saerl_core.hashing import canonical_json, hash_file
+from saerl_core.hashing import canonical_json, hash_file, hash_value
 
 HEADER = "artifact.json"
 ID_LENGTH = 16
+_FOREIGN_SECONDS = 2 * 86_400.0
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +66,7 @@ def staging(root: Path) -> Iterator[Path]:
     """A temporary folder in `root`, removed on failure. What a killed process leaves is swept at the next use."""
     root.mkdir(parents=True, exist_ok=True)
     sweep(root)
-    temporary = Path(tempfile.mkdtemp(prefix=f".tmp-{os.getpid()}-", dir=root))
+    temporary = Path(tempfile.mkdtemp(prefix=temporary_name(), dir=root))
     try:
         yield temporary
     finally:
@@ -77,11 +81,33 @@ def sweep(folder: Path) -> None:
 
 
 def temporary_leftovers(folder: Path) -> Iterator[Path]:
-    """What writers that no longer live have left in `folder` under temporary names."""
+    """What writers that no longer live have left in `folder` under temporary names.
+
+    Whether a writer lives can only be told of this machine, or container. What others left counts after two days.
+    """
     for leftover in folder.glob(".tmp-*-*"):
-        pid = leftover.name.split("-")[1]
-        if pid.isdigit() and not _alive(int(pid)):
-            yield leftover
+        where, pid, *_ = [*leftover.name.split("-")[1:], ""]
+        if where == _where() and pid.isdigit():
+            if not _alive(int(pid)):
+                yield leftover
+        else:
+            with suppress(FileNotFoundError):
+                if time.time() - leftover.stat().st_mtime > _FOREIGN_SECONDS:
+                    yield leftover
+
+
+def temporary_name(of: str = "") -> str:
+    """A name for what is being written by this process: hidden, and swept once the process is gone."""
+    return f".tmp-{_where()}-{os.getpid()}-{of}"
+
+
+@cache
+def _where() -> str:
+    """This machine and, in a container, its space of process numbers, in a word."""
+    namespace = ""
+    with suppress(OSError):
+        namespace = str(Path("/proc/self/ns/pid").readlink())
+    return hash_value([socket.gethostname(), namespace])[:8]
 
 
 def _alive(pid: int) -> bool:
@@ -98,7 +124,7 @@ def write_file(path: Path, data: bytes) -> None:
     """Write a file so that readers see all of it or none: temporary name, fsync, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
     sweep(path.parent)
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    temporary = path.with_name(temporary_name(path.name))
     try:
         with temporary.open("wb") as file:
             file.write(data)
@@ -129,17 +155,27 @@ def seal(staged: Path, kind: str, header: dict[str, Any], header_name: str = HEA
     target = staged.parent / "-".join(filter(None, (kind, sha256[:ID_LENGTH])))
     staged.chmod(0o755)
     size = sum(entry["size"] for entry in files.values()) + len(text.encode())
+    if not settle(staged, target):
+        with suppress(ValueError):
+            return ArtifactRef(path=target, sha256=sha256, size=size)  # same content, same name
+        with locks.exclusive(staged.parent / ".lock"):
+            with suppress(ValueError):
+                return ArtifactRef(path=target, sha256=sha256, size=size)  # another run has mended it
+            with staging(staged.parent) as aside:
+                target.rename(aside / target.name)
+                settle(staged, target)
+    return ArtifactRef(path=target, sha256=sha256, size=size)
+
+
+def settle(staged: Path, target: Path) -> bool:
+    """Rename a staged folder; False where one is there already, made before or by another run just now."""
     try:
         staged.rename(target)
     except OSError as error:
         if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
             raise
-        try:  # made before, or by another run just now: same content, same name
-            return ArtifactRef(path=target, sha256=sha256, size=size)
-        except ValueError:
-            shutil.rmtree(target)
-            staged.rename(target)
-    return ArtifactRef(path=target, sha256=sha256, size=size)
+        return False
+    return True
 
 
 def read_header(folder: Path, header_name: str = HEADER) -> dict[str, Any]:

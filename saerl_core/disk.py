@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import shutil
 from pathlib import Path
 
@@ -51,10 +52,13 @@ def require(folder: Path, needed: int, what: str) -> None:
 
 def used_bytes(folder: Path) -> int:
     """Bytes of all files below a folder, or of a file. What disappears meanwhile counts nothing."""
+    if folder.is_file():
+        return folder.stat().st_size
     total = 0
-    for file in (folder, *folder.rglob("*")):
-        with contextlib.suppress(FileNotFoundError):
-            total += file.stat().st_size if file.is_file() else 0
+    for place, _, names in os.walk(folder):  # which, unlike rglob, goes on where a folder vanishes
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += Path(place, name).stat().st_size
     return total
 
 

@@ -16,18 +16,20 @@ import re
 import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 
-from saerl_core.artifact import ArtifactRef, file_hash, sweep
+from saerl_core.artifact import ArtifactRef, file_hash, sweep, temporary_name
 from saerl_core.errors import ArtifactError
 from saerl_core.features import ARRAYS, VERSION, FeatureRows, concatenate, pick, take
 from saerl_core.hashing import hash_file, hash_value
 
 _KEY_BYTES = 16
+_SEGMENTS = "[!.]*.safetensors"
 _TYPES = {"I64": np.int64, "I32": np.int32, "F32": np.float32, "U8": np.uint8}
 _SMALL_ROWS = 65_536
 """Segments of fewer rows are small: `compact` merges them into one of at least so many."""
@@ -96,7 +98,7 @@ def write_segment(store: Path, keys: Sequence[str], rows: FeatureRows) -> Artifa
 def _write_segment(store: Path, keys: np.ndarray, rows: FeatureRows) -> ArtifactRef:
     store.mkdir(parents=True, exist_ok=True)
     sweep(store)
-    temporary = store / f".tmp-{os.getpid()}-segment"
+    temporary = store / temporary_name("segment")
     try:
         write_rows(temporary, rows, {"keys": keys.reshape(len(rows), _KEY_BYTES)})
         with temporary.open("rb") as file:
@@ -119,16 +121,21 @@ class _Index:
         self.where: dict[bytes, tuple[Path, int]] = {}
 
     def follow(self, store: Path) -> None:
-        """Take in what was added to the store since, remove what is damaged, forget what is gone."""
-        segments = list(store.glob("[!.]*.safetensors"))
-        with ThreadPoolExecutor() as pool:  # hashing lets the others run
-            present = {segment for segment, ok in zip(segments, pool.map(_intact, segments), strict=True) if ok}
-        if self.segments - present:
-            self.segments, self.where = set(), {}
-        for segment in sorted(present - self.segments):
-            for row, key in enumerate(_keys(segment)):
-                self.where.setdefault(key, (segment, row))
-            self.segments.add(segment)
+        """Take in what was added to the store since, remove what is damaged, forget what is gone.
+
+        What another run compacts meanwhile vanishes while it is looked at, so this looks until nothing has.
+        """
+        looked_at = None
+        while looked_at != (there := set(store.glob(_SEGMENTS))):
+            with ThreadPoolExecutor() as pool:  # hashing lets the others run
+                looked_at = {segment for segment, ok in zip(there, pool.map(_intact, there), strict=True) if ok}
+            if self.segments - looked_at:
+                self.segments, self.where = set(), {}
+            for segment in sorted(looked_at - self.segments):
+                with suppress(FileNotFoundError):
+                    for row, key in enumerate(_keys(segment)):
+                        self.where.setdefault(key, (segment, row))
+                    self.segments.add(segment)
 
 
 _indexes: dict[Path, _Index] = {}
@@ -187,7 +194,7 @@ def compact(store: Path) -> dict[Path, Path]:
         Small segment → the segment that now holds its rows; the small ones are still there: `discard` them when nothing
         refers to them any more. Empty where there is nothing to merge.
     """
-    small = [segment for segment in sorted(store.glob("[!.]*.safetensors")) if _intact(segment)
+    small = [segment for segment in sorted(store.glob(_SEGMENTS)) if _intact(segment)
              and len(read_rows(segment)) < _SMALL_ROWS]
     if len(small) < 2:
         return {}

@@ -8,6 +8,7 @@ it again.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -93,8 +94,8 @@ def _leftovers(workspace: Path) -> Iterator[Garbage]:
     draft = workspace / "runs" / "draft"
     if draft.exists():
         yield _garbage(draft, "draft")
-    for folder in sorted({workspace, *(path for path in workspace.rglob("*") if path.is_dir())}):
-        if folder.exists() and not folder.name.startswith(".tmp-"):
+    for folder in sorted(Path(place) for place, _, _ in os.walk(workspace)):
+        if not folder.name.startswith(".tmp-"):
             yield from (_garbage(path, "temporary") for path in temporary_leftovers(folder))
 
 

@@ -28,7 +28,7 @@ def read(store: Path, schema: dict[str, type[pl.DataType]]) -> pl.DataFrame:
     frames = [pl.DataFrame(schema=schema)]
     for segment in sorted(store.glob("*.parquet")):
         if hash_file(segment) != segment.stem:
-            segment.unlink()
+            segment.unlink(missing_ok=True)
             continue
         frames.append(pl.read_parquet(segment))
     return pl.concat(frames).unique("key", keep="first", maintain_order=True)

@@ -6,12 +6,15 @@ They are advisory locks on files (`flock`): on a network file system they need o
 from __future__ import annotations
 
 import fcntl
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 IN_USE = ".in-use"
 """In a workspace: held shared by every run, and alone by whoever removes things."""
+
+_POLL_SECONDS = 0.05
 
 
 class BusyError(Exception):
@@ -19,17 +22,27 @@ class BusyError(Exception):
 
 
 @contextmanager
-def exclusive(path: Path, *, wait: bool = True) -> Iterator[None]:
+def exclusive(path: Path, *, wait: bool = True, given_up: threading.Event | None = None) -> Iterator[None]:
     """Hold a lock file alone.
 
     Args:
         path: The lock file; made where it is missing, and left there.
         wait: Wait for the other holders.
+        given_up: Set when nobody needs the lock any more. A thread that waits in the kernel would not hear of Ctrl-C.
 
     Raises:
-        BusyError: somebody else holds it, and `wait` is off.
+        BusyError: somebody else holds it, and `wait` is off, or the wait was given up.
     """
-    with _locked(path, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)):
+    with ExitStack() as held:
+        while given_up is not None and wait:
+            try:
+                held.enter_context(_locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB))
+                break
+            except BusyError:
+                if given_up.wait(_POLL_SECONDS):
+                    raise
+        else:
+            held.enter_context(_locked(path, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)))
         yield
 
 

@@ -9,11 +9,12 @@ artifacts and feature segments of which it was made: `saerl gc` keeps these.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from saerl_core import sealed
+from saerl_core import locks, sealed
 from saerl_core.errors import ArtifactError
 
 FOLDER = "published"
@@ -69,20 +70,27 @@ def read_or_none(workspace: Path, name: str) -> Record | None:
 
 def note(workspace: Path, name: str, made_of: Iterable[Path], run: Run) -> None:
     """Add a run, and what its result is made of, to a record. A damaged record is begun anew."""
-    record = read_or_none(workspace, name) or Record()
     parts = {path.relative_to(workspace).as_posix() for path in made_of if path.is_relative_to(workspace)}
-    runs = [*(known for known in record.runs if known.flow_run_id != run.flow_run_id), run]
-    runs = runs if len(runs) <= RUNS_KEPT else [runs[0], *runs[1 - RUNS_KEPT :]]
-    changed = Record(made_of=sorted(parts), runs=runs)
-    sealed.write(workspace / FOLDER / f"{name}.json", changed.model_dump())
+    with _changing(workspace):
+        record = read_or_none(workspace, name) or Record()
+        runs = [*(known for known in record.runs if known.flow_run_id != run.flow_run_id), run]
+        runs = runs if len(runs) <= RUNS_KEPT else [runs[0], *runs[1 - RUNS_KEPT :]]
+        changed = Record(made_of=sorted(parts), runs=runs)
+        sealed.write(workspace / FOLDER / f"{name}.json", changed.model_dump())
 
 
 def replace(workspace: Path, merged: Mapping[Path, Path]) -> None:
     """Let the records name, in place of feature segments, those that now hold their rows."""
     renamed = {old.relative_to(workspace).as_posix(): new.relative_to(workspace).as_posix()
                for old, new in merged.items()}
-    for path in sorted((workspace / FOLDER).glob("[!.]*.json")):
-        record = read_or_none(workspace, path.stem)
-        if record is not None and not renamed.keys().isdisjoint(record.made_of):
-            record.made_of = sorted({renamed.get(part, part) for part in record.made_of})
-            sealed.write(path, record.model_dump())
+    with _changing(workspace):
+        for path in sorted((workspace / FOLDER).glob("[!.]*.json")):
+            record = read_or_none(workspace, path.stem)
+            if record is not None and not renamed.keys().isdisjoint(record.made_of):
+                record.made_of = sorted({renamed.get(part, part) for part in record.made_of})
+                sealed.write(path, record.model_dump())
+
+
+def _changing(workspace: Path) -> AbstractContextManager[None]:
+    """Records are read and written anew: one run at a time."""
+    return locks.exclusive(workspace / FOLDER / ".lock")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from saerl_core import locations
-from saerl_core.artifact import staging
+from saerl_core.artifact import settle, staging
 from saerl_core.errors import ConfigError, ModelError
 from saerl_core.models import UNREADABLE
 from saerl_core.sae_spec import SaeSpec, parse_spec, tidy
@@ -116,7 +116,7 @@ def fetch(name: str, base: Path, workspace: Path) -> Path:
     with staging(folder.parent) as staged:
         tidy(*sae.save_model(staged))
         staged.chmod(0o755)
-        staged.rename(folder)
+        settle(staged, folder)
     return folder
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from saerl_core.artifact import ArtifactRef
 from saerl_core.backbone import Backbone
 from saerl_core.config import FeaturesConfig
 from saerl_core.controls import RESIDUAL
+from saerl_core.device import choose_device, has_gpu
 from saerl_core.extract import extract_tokens, load_reader
 from saerl_core.hashing import hash_value
 from saerl_core.models import load_tokenizer, render_all
@@ -34,7 +36,12 @@ ROWS = "rows.safetensors"
 LOCK = ".lock"
 """In a store: held by who adds rows, reads them all, or merges segments."""
 _MANY_SEGMENTS = 64
+_POLL_SECONDS = 0.5
 _TOKENISING = threading.Lock()
+_TURN = threading.Lock()
+"""One shard of this process at a time."""
+_GIVEN_UP = threading.Event()
+"""The run was interrupted, or a shard failed: those that wait need not go on."""
 
 
 class Shard(BaseModel):
@@ -101,35 +108,38 @@ def extract_shard(inputs: Inputs, config: FeaturesConfig, source: ArtifactRef, s
     """Read those of a shard's own prompts that the store lacks; keep their rows as one segment.
 
     Shard by shard one run works on a store at a time: what two runs need, the second finds. The next shard is tokenised
-    meanwhile.
+    meanwhile, and waits for its turn here: the GPU's slot is the whole machine's, and costs a question to the server.
     """
     own = _own(source, start, rows)
     known = feature_store.find_rows(inputs.store, own["feature_key"])
     unknown = own.filter(~pl.col("feature_key").is_in(list(known)))
-    ids = _tokenise(inputs.model, unknown["messages"].to_list(), config)
-    with locks.exclusive(inputs.store / LOCK):
-        found = feature_store.find_rows(inputs.store, own["feature_key"])
-        refs = _segments(found)
-        missing = {key: row for key, row in zip(unknown["feature_key"], ids, strict=True) if key not in found}
-        if missing:
-            backbone, encoder = reader(inputs.model, inputs.sae, inputs.layer, config.model_dump_json())
-            with device_slot(backbone.device.type):
+    ids = _tokenise(inputs, unknown["messages"].to_list(), config)
+    with _TURN:
+        if _GIVEN_UP.is_set():
+            raise locks.BusyError("the run has ended")
+        with device_slot(choose_device(config.device)), locks.exclusive(inputs.store / LOCK, given_up=_GIVEN_UP):
+            found = feature_store.find_rows(inputs.store, own["feature_key"])
+            refs = _segments(found)
+            missing = {key: row for key, row in zip(unknown["feature_key"], ids, strict=True) if key not in found}
+            if missing:
+                backbone, encoder = reader(inputs.model, inputs.sae, inputs.layer, config.model_dump_json(),
+                                           inputs.model_hash, inputs.encoder_hash)
                 rows_read = extract_tokens(backbone, encoder, list(missing.values()), config)
-            refs.append(feature_store.write_segment(inputs.store, list(missing), rows_read))
+                refs.append(feature_store.write_segment(inputs.store, list(missing), rows_read))
     return ShardResult(segments=refs, read=len(missing))
 
 
-def _tokenise(model: Path, chats: list[list[dict[str, str]]], config: FeaturesConfig) -> list[list[int]]:
+def _tokenise(inputs: Inputs, chats: list[list[dict[str, str]]], config: FeaturesConfig) -> list[list[int]]:
     """Token ids of prompts. One thread at a time: a tokenizer is not made for more."""
     if not chats:
         return []
     with _TOKENISING:
-        tokenizer = _tokenizer(model, trust_remote_code=config.trust_remote_code)
+        tokenizer = _tokenizer(inputs.model, inputs.model_hash, trust_remote_code=config.trust_remote_code)
         return render_all(tokenizer, chats, chat_template=config.chat_template)
 
 
 @lru_cache(maxsize=1)
-def _tokenizer(model: Path, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+def _tokenizer(model: Path, _model_hash: str, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     """A tokenizer beside the reader's own, which another thread may be using."""
     return load_tokenizer(model, trust_remote_code=trust_remote_code)
 
@@ -140,9 +150,9 @@ def _segments(found: dict[str, tuple[Path, int]]) -> list[ArtifactRef]:
 
 
 @lru_cache(maxsize=1)
-def reader(model: Path, sae_folder: Path, layer: int, config_json: str) -> tuple[Backbone, Sae]:
-    """The reader, loaded once a process and only when a prompt has to be read."""
-    return load_reader(model, sae_folder, layer, FeaturesConfig.model_validate_json(config_json))
+def reader(model: Path, sae: Path, layer: int, config_json: str, *_hashes: str) -> tuple[Backbone, Sae]:
+    """The reader, loaded once a process and only when a prompt has to be read. Other files have other hashes."""
+    return load_reader(model, sae, layer, FeaturesConfig.model_validate_json(config_json))
 
 
 @stage("gather", features.VERSION, of=("source", "contents", "store_hash"))
@@ -168,8 +178,6 @@ class Extracted(BaseModel):
     features: ArtifactRef
     read: int
     """prompts that were read; 0: all came from the store"""
-    segments: list[ArtifactRef]
-    """where the store holds the rows"""
 
 
 def run_extraction(root: Path, inputs: Inputs, source: ArtifactRef, config: FeaturesConfig, label: str) -> Extracted:
@@ -181,23 +189,47 @@ def run_extraction(root: Path, inputs: Inputs, source: ArtifactRef, config: Feat
     shards, keys, store_hash = plan_shards(source, config.shard_rows), load_keys(source), inputs.store.name
     known = feature_store.find_rows(inputs.store, keys)
     _check_disk(root, inputs, source, known)
+    _GIVEN_UP.clear()
     progress = Progress(label, "prompts")
     mapped = keep_results(extract_shard, root)
     futures = {shard.number: mapped.submit(inputs, config, source, shard.start, shard.number, shard.total,
                                            shard.stop - shard.start, shard.content, store_hash)
                for shard in shards if not all(key in known for key in keys[shard.start : shard.stop])}
     read = 0
-    for shard in shards:
-        if future := futures.get(shard.number):
-            result = future.result()
-            read += 0 if future.state.name == "Cached" else result.read
-            progress(shard.stop, shards[-1].stop)
+    try:
+        for shard in shards:
+            if future := futures.get(shard.number):
+                while not future.state.is_final():  # in steps: a thread that only waits may not hear of Ctrl-C
+                    future.wait(_POLL_SECONDS)
+                result = future.result()
+                read += 0 if future.state.name == "Cached" else result.read
+                progress(shard.stop, shards[-1].stop)
+    except BaseException:
+        _GIVEN_UP.set()
+        raise
     if futures:
+        _leave_gpu()
         _compact(root, inputs.store)
     contents = [shard.content for shard in shards]
     gathered = keep_results(gather.with_options(task_run_name=f"gather · {shards[-1].stop:,} prompts"), root)
-    return Extracted(features=gathered(root, inputs, source, contents, store_hash), read=read,
-                     segments=_segments(feature_store.find_rows(inputs.store, keys)))
+    return Extracted(features=gathered(root, inputs, source, contents, store_hash), read=read)
+
+
+@contextmanager
+def kept_segments(store: Path, sources: Iterable[ArtifactRef]) -> Iterator[list[Path]]:
+    """Where the store holds the rows of all these prompts; they stay there while the context lasts."""
+    with locks.exclusive(store / LOCK):
+        keys = {key for source in sources for key in load_keys(source)}
+        yield sorted({segment for segment, _ in feature_store.find_rows(store, keys).values()})
+
+
+def _leave_gpu() -> None:
+    """Let go of the reader where it holds memory that a trainer will want."""
+    if has_gpu():
+        import torch
+
+        reader.cache_clear()
+        torch.cuda.empty_cache()
 
 
 def _compact(root: Path, store: Path) -> None:

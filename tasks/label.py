@@ -140,9 +140,9 @@ def _from_policy(config: LabelsConfig, policy_path: Path, policy: PolicyConfig) 
     loaded: list[rollouts.Policy] = []  # at the first chunk that has anything to do
 
     def respond(chunk: pl.DataFrame) -> list[list[str]]:
-        if not loaded:
-            loaded.append(rollouts.load_policy(policy_path, trust_remote_code=policy.trust_remote_code))
         with device_slot(rollouts.default_device()):
+            if not loaded:
+                loaded.append(rollouts.load_policy(policy_path, trust_remote_code=policy.trust_remote_code))
             return rollouts.sample_texts(
                 loaded[0], chunk["messages"].to_list(), samples=config.samples, temperature=config.temperature,
                 top_p=config.top_p, max_response_tokens=policy.max_response_tokens, seed=config.seed)

@@ -16,6 +16,7 @@ from saerl_core.labels import draw
 from saerl_core.rl import rollouts
 from saerl_core.rl.rollouts import Policy
 from tasks.caching import stage
+from tasks.limits import device_slot
 from tasks.progress import Progress
 from tasks.read import load_usable
 
@@ -34,8 +35,13 @@ def likelihood(root: Path, table: ArtifactRef, policy_path: Path, policy_hash: s
     usable = load_usable(table)
     store = root / "likelihood" / f"{policy_hash[:12]}-{hash_value([core.VERSION, answer_format, seed])[:12]}"
     policy = cache(lambda: rollouts.load_policy(policy_path, trust_remote_code=trust_remote_code))
-    rows = keyed.complete(store, _SCHEMA, usable, lambda chunk: _read(policy(), chunk, answer_format, seed),
-                          chunk_rows=_CHUNK_PROMPTS, progress=Progress("likelihood", "prompts"))
+
+    def find(chunk: pl.DataFrame) -> pl.DataFrame:
+        with device_slot(rollouts.default_device()):
+            return _read(policy(), chunk, answer_format, seed)
+
+    rows = keyed.complete(store, _SCHEMA, usable, find, chunk_rows=_CHUNK_PROMPTS,
+                          progress=Progress("likelihood", "prompts"))
     with artifact.staging(root / "artifacts") as staged:
         rows.write_parquet(staged / ROWS)
         return artifact.seal(staged, "likelihood", {"stage": "likelihood", "policy": policy_hash})

@@ -10,9 +10,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from saerl_core import artifact, backbone, locations, models, sae_registry, sources, sums
+from saerl_core import artifact, backbone, locations, locks, models, sae_registry, sources, sums
 from saerl_core.artifact import ArtifactRef
 from saerl_core.config import RunConfig, SaeTrainingConfig, SourceConfig, content
+from saerl_core.device import choose_device
 from saerl_core.errors import ConfigError
 from saerl_core.extract import extraction_parameters
 from saerl_core.hashing import hash_value
@@ -22,6 +23,7 @@ from saerl_core.sae_spec import SAE_FILES
 from saerl_core.sae_training import corpus, figures, train
 from saerl_core.sae_training.trainer import save_sae
 from tasks.caching import stage
+from tasks.limits import device_slot
 from tasks.progress import Progress
 
 CARD, CURVE, REPORT = "card.json", "curve.json", "report.html"
@@ -144,6 +146,11 @@ def checkpoints(config: RunConfig, inputs: SaeInputs) -> Path:
 @stage("train-sae", train.VERSION, of=("identity",), run_name="train-sae · {steps} steps")
 def train_sae(inputs: SaeInputs, config: RunConfig, identity: str, steps: int) -> ArtifactRef:
     """Train the SAE, or go on where the training stopped; measure it on documents that it has not seen."""
+    with device_slot(choose_device(config.features.device)):
+        return _train(inputs, config, identity)
+
+
+def _train(inputs: SaeInputs, config: RunConfig, identity: str) -> ArtifactRef:
     training, features = training_config(config), config.features
     progress = Progress("train-sae", "steps")
     device = backbone.pick_device(features.device)
@@ -195,7 +202,8 @@ def _read(inputs: SaeInputs, config: RunConfig) -> list[Any]:
 def publish(made: ArtifactRef, out: Path) -> None:
     """Copy a trained SAE to the folder that `features.sae` names, in place of an older one."""
     names = (*SAE_FILES, CARD, CURVE, REPORT)
-    with artifact.staging(out.parent) as staged, artifact.staging(out.parent) as older:
+    with (locks.exclusive(out.parent / f".{out.name}.lock"), artifact.staging(out.parent) as staged,
+          artifact.staging(out.parent) as older):
         for name in names:
             shutil.copyfile(made.path / name, staged / name)
         sums.write(staged)

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -52,10 +55,38 @@ def test_a_writer_that_fails_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_writer_left_is_swept_by_the_next(tmp_path: Path) -> None:
-    dead = tmp_path / ".tmp-4194999-x"
+    dead = tmp_path / artifact.temporary_name("x").replace(str(os.getpid()), "4194999")
     dead.mkdir()
     make(tmp_path)
     assert not dead.exists()
+
+
+def test_what_another_machine_or_container_writes_is_left_alone_until_it_is_old(tmp_path: Path) -> None:
+    foreign = tmp_path / ".tmp-0badcafe-4194999-x"  # no process here has this number
+    foreign.mkdir()
+    make(tmp_path)
+    assert foreign.exists()
+    os.utime(foreign, (0, 0))
+    make(tmp_path)
+    assert not foreign.exists()
+
+
+def test_runs_that_mend_the_same_artifact_at_the_same_moment_all_get_a_sound_one(tmp_path: Path) -> None:
+    together = threading.Barrier(4)
+
+    def mend() -> ArtifactRef:
+        with artifact.staging(tmp_path) as staged:
+            (staged / "a.txt").write_text("hello")
+            (staged / "b.txt").write_text("b")
+            together.wait()
+            return artifact.seal(staged, "thing", {"what": "a test"})
+
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(10):
+            (make(tmp_path).path / "a.txt").write_text("jello")
+            made = [run.result() for run in [pool.submit(mend) for _ in range(4)]]
+            assert len(set(made)) == 1
+            artifact.verify(made[0])
 
 
 def test_every_changed_byte_is_found(tmp_path: Path) -> None:

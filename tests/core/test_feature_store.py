@@ -122,6 +122,22 @@ def test_compaction_keeps_every_row_once_in_one_segment(tmp_path: Path, killed: 
     assert feature_store.compact(tmp_path) == {}
 
 
+def test_rows_are_found_while_another_run_compacts_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for start in (0, 6, 12):
+        feature_store.write_segment(tmp_path, keys_of(6, start), some_rows(seed=start))
+    look = feature_store._keys
+
+    def after_a_compaction(segment: Path) -> list[bytes]:
+        monkeypatch.undo()
+        feature_store.discard(feature_store.compact(tmp_path))
+        return look(segment)
+
+    monkeypatch.setattr(feature_store, "_keys", after_a_compaction)
+    found = feature_store.find_rows(tmp_path, keys_of(18))
+    assert len(found) == 18
+    assert {segment for segment, _ in found.values()} == set(tmp_path.iterdir())
+
+
 def test_large_segments_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     feature_store.write_segment(tmp_path, keys_of(12), some_rows(n=12))
     small = [feature_store.write_segment(tmp_path, keys_of(4, start), some_rows(n=4, seed=start)).path

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from saerl_core import gc, locks, published
+from saerl_core import artifact, gc, locks, published
 from saerl_core.errors import ArtifactError
 from saerl_core.published import Run
 
@@ -69,12 +69,13 @@ def test_what_only_a_deleted_manifest_referred_to_goes_and_no_more(workspace: Pa
 
 
 def test_leftovers_of_dead_writers_drafts_and_broken_results_go_and_those_of_the_living_stay(workspace: Path) -> None:
-    (workspace / "artifacts/.tmp-999999999-x").mkdir()
-    (workspace / f"artifacts/.tmp-{os.getpid()}-y").mkdir()
+    dead = artifact.temporary_name("x").replace(str(os.getpid()), "999999999")
+    (workspace / "artifacts" / dead).mkdir()
+    (workspace / "artifacts" / artifact.temporary_name("y")).mkdir()
     (workspace / "runs/draft").mkdir()
     (workspace / "results/stage-9").write_text("{half")
-    assert names(gc.remove(workspace), workspace) == {"artifacts/.tmp-999999999-x", "runs/draft", "results/stage-9"}
-    assert (workspace / f"artifacts/.tmp-{os.getpid()}-y").exists()
+    assert names(gc.remove(workspace), workspace) == {f"artifacts/{dead}", "runs/draft", "results/stage-9"}
+    assert (workspace / "artifacts" / artifact.temporary_name("y")).exists()
 
 
 def test_nothing_is_removed_while_a_run_uses_the_workspace(workspace: Path) -> None:

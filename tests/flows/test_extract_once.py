@@ -18,7 +18,7 @@ from saerl_core.config import RunConfig
 from tasks import extract
 from tasks.extract import extract_shard, load_messages, plan_shards
 from tasks.inputs import resolve_inputs
-from tasks.read import load_table, read, seal_table
+from tasks.read import load_findings, load_table, read, seal_table
 from tests.flows.conftest import make_config
 
 
@@ -53,7 +53,7 @@ def test_a_prompt_that_occurs_twice_is_read_once_with_the_same_bytes_whichever_s
         config = make_config(tmp_path / str(order))
         inputs, once = read_prompts(config)
         rows = load_table(once)
-        table = seal_table(config.root, "read", pl.concat([rows[:64], rows[20:50], rows[64:98]]), {})
+        table = seal_table(config.root, "read", pl.concat([rows[:64], rows[20:50], rows[64:98]]), load_findings(once))
         shards = plan_shards(table, 64)
         for shard in shards[::order]:
             extract_shard.fn(inputs, config.features, table, shard.start, shard.number, shard.total,
@@ -83,6 +83,34 @@ def test_the_next_shard_is_tokenised_while_one_is_on_the_device(world: Callable[
     monkeypatch.setattr(extract, "_tokenise", counted)
     monkeypatch.setattr(backbone, "residual_stream", after_two)
     assert curate(world()).prompts_read_by_model == 160
+
+
+def test_a_reader_is_not_taken_for_another_that_lay_in_the_same_place(
+    world: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = world()
+    inputs, _ = read_prompts(config)
+    loaded: list[Path] = []
+    monkeypatch.setattr(extract, "load_reader", lambda model, *_: loaded.append(model))
+    for encoder_hash in ("one", "one", "other"):
+        extract.reader(inputs.model, inputs.sae, inputs.layer, config.features.model_dump_json(), inputs.model_hash,
+                       encoder_hash)
+    assert len(loaded) == 2
+    extract.reader.cache_clear()
+
+
+def test_what_is_published_names_the_segments_that_are_there_by_then(world: Callable[..., RunConfig]) -> None:
+    config = world()
+    inputs, table = read_prompts(config)
+    for shard in plan_shards(table, 64):
+        extract_shard.fn(inputs, config.features, table, shard.start, shard.number, shard.total,
+                         shard.stop - shard.start, shard.content, "store")
+    with extract.kept_segments(inputs.store, [table]) as before:
+        assert len(before) == 3
+    feature_store.discard(feature_store.compact(inputs.store))
+    with extract.kept_segments(inputs.store, [table]) as after:
+        assert after == [segment for segment in inputs.store.iterdir() if segment.suffix == ".safetensors"]
+        assert len(after) == 1
 
 
 def test_many_small_segments_become_one_and_no_row_is_read_again(world: Callable[..., RunConfig],

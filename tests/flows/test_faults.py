@@ -19,9 +19,11 @@ from prefect.settings import get_current_settings
 
 from benchmarks import faults
 from flows.curate import Curated, curate
-from saerl_core import artifact
-from saerl_core.config import RunConfig
+from saerl_core import artifact, locks
+from saerl_core.config import RunConfig, load_config
 from saerl_core.manifest import verify_manifest
+from tasks import extract
+from tasks.inputs import resolve_inputs
 from tests.damage import cut, flip
 from tests.flows.conftest import Run, make_config, write_config
 
@@ -227,3 +229,18 @@ def test_an_interrupt_is_one_line_and_leaves_nothing_behind(tmp_path: Path) -> N
     assert run.returncode == 130
     assert "interrupted; the same command goes on" in case.log.read_text().splitlines()[-1]
     assert case.orphans() == 0
+
+
+def test_an_interrupt_ends_a_run_that_waits_for_another(tmp_path: Path) -> None:
+    case = faults.Case(tmp_path / "case", api())
+    store = resolve_inputs(load_config(case.config)).store
+    with locks.exclusive(store / extract.LOCK):
+        run = case.start("curate", str(case.config))
+        while "read" not in case.stages_done() and run.poll() is None:
+            time.sleep(0.05)
+        time.sleep(1)  # it waits now
+        run.send_signal(signal.SIGINT)
+        run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert case.read() == 0
+    assert "interrupted; the same command goes on" in case.log.read_text().splitlines()[-1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -120,6 +121,17 @@ def test_serve_listens_on_loopback_runs_deployments_revives_them_and_leaves_noth
     time.sleep(1)
     assert not [child for child in psutil.process_iter(["cmdline"])
                 if any(str(tmp_path) in part for part in child.info["cmdline"] or [])]
+
+
+def test_a_server_of_another_service_on_the_same_port_is_not_taken_for_ones_own() -> None:
+    with socket.socket() as server:
+        server.bind((serve.HOST, 0))
+        server.listen()
+        port = server.getsockname()[1]
+        assert serve._listens(os.getpid(), port)
+        with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+            assert not serve._listens(other.pid, port)
+            other.kill()
 
 
 @pytest.mark.e2e

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
+from saerl_core.artifact import temporary_name
 from saerl_core.errors import ArtifactError, ConfigError, TrainError
 from saerl_core.rl import process
 from saerl_core.rl.consumed import answers_per_prompt, consumed_batches
@@ -191,7 +193,8 @@ def test_hashes_whose_writer_was_killed_are_written_by_the_next_run(job: VerlJob
     last = job.checkpoints / "global_step_4"
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    (last / "SHA256SUMS").rename(last / f".tmp-{ended.pid}-SHA256SUMS")
+    half = temporary_name("SHA256SUMS").replace(str(os.getpid()), str(ended.pid))
+    (last / "SHA256SUMS").rename(last / half)
     assert run_job(job).resumed_from == 4
 
 
