@@ -26,7 +26,7 @@ from saerl_core.errors import ArtifactError
 from saerl_core.features import FeatureRows, blocks, take
 from saerl_core.kmeans import assign, fit
 
-VERSION = 2
+VERSION = 3
 _CARD_FEATURES = 6
 _CARD_PROMPTS = 4
 _LEAST_VARIANCE = 1e-6
@@ -63,7 +63,7 @@ class Clusters:
     """float32 [n], cosine to the own centroid"""
     codebook: Codebook
     iterations: int
-    """k-means iterations, mean of the restarts; FAISS stops early when the objective stands still. 0: kept clusters"""
+    """of k-means, which stops early where it stands still; restarts up to the best included. 0: kept clusters"""
     choice: Choice | None = None
     """how k was chosen, if it was"""
 

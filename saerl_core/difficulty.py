@@ -22,9 +22,9 @@ from sklearn.model_selection import KFold
 from saerl_core.config import DifficultyConfig
 from saerl_core.features import FeatureRows
 from saerl_core.posterior import posterior_mean
-from saerl_core.probes import Probe, bootstrap_interval, fit_elastic_net, fit_ridge, inputs, spearman
+from saerl_core.probes import Probe, bootstrap_interval, fit_elastic_net, fit_ridge, inputs, spaced, spearman
 
-VERSION = 3
+VERSION = 4
 LEARNED = ("ridge", "elastic_net")
 """The methods that need labels."""
 _MOST_LABELS = 5000
@@ -132,7 +132,8 @@ def estimate(rows: FeatureRows, labels: Labels | None, plain: np.ndarray | None,
         assert labels is not None
         score, probe, report = _learn(inputs(rows), labels, config)
     score = _correct(score, labels, seen, config.prior_strength)
-    observed = int((seen.trials > 0).sum()) if seen is not None else 0
+    certain = labels.rows[np.isinf(labels.samples)] if labels is not None else []  # nothing corrects these
+    observed = int((np.delete(seen.trials, certain) > 0).sum()) if seen is not None else 0
     return score, probe, DifficultyReport(**{**vars(report), "observed": observed})
 
 
@@ -161,7 +162,7 @@ def _learn(x: sp.csr_array, labels: Labels,
     hard = 1 - labels.pass_rate
     at_most = np.unique(np.linspace(0, len(hard) - 1, min(len(hard), _MOST_LABELS)).round().astype(int))
     own = np.full(len(hard), np.nan)
-    for fit_rows, held_out in folds(len(at_most), config.folds):
+    for fit_rows, held_out in folds(len(at_most), min(config.folds, len(at_most))):
         fit_rows, held_out = at_most[fit_rows], at_most[held_out]
         own[held_out] = fit(x[labels.rows[fit_rows]], hard[fit_rows], config).predict(x[labels.rows[held_out]])
     probe = fit(x[labels.rows[at_most]], hard[at_most], config)
@@ -189,7 +190,7 @@ def fit(x: sp.csr_array, hard: np.ndarray, config: DifficultyConfig) -> Probe:
     """
     if config.method == "ridge":
         return fit_ridge(x, hard, min_rows_per_feature=config.min_rows_per_feature)
-    return fit_elastic_net(x, hard, l1_ratio=config.l1_ratio, folds=config.folds,
+    return fit_elastic_net(x, hard, l1_ratio=config.l1_ratio, folds=min(config.folds, len(hard)),
                            min_rows_per_feature=config.min_rows_per_feature)
 
 
@@ -203,7 +204,7 @@ def _report(config: DifficultyConfig, labels: Labels, predicted: np.ndarray, ran
     why = f"held-out Spearman {rho:.2f} (95% interval {low:.2f} to {high:.2f})"
     if not used:
         why += " does not beat chance: all prompts without a label of their own count as equally hard"
-    shown = np.unique(np.linspace(0, len(hard) - 1, min(len(hard), _HELD_OUT_SHOWN)).round().astype(int))
+    shown = spaced(np.arange(len(hard)), _HELD_OUT_SHOWN)
     return used, DifficultyReport(
         method=config.method, used=used, why=why, labels=len(hard),
         mean_pass_rate=round(float(labels.pass_rate.mean()), 6), spearman=round(rho, 6), spearman_low=round(low, 6),

@@ -25,7 +25,7 @@ def fit(vectors: np.ndarray, k: int, config: ClustersConfig, seed: int) -> tuple
         seed: Seed of the initial centroids.
 
     Returns:
-        Centroids, float32 [k, dims] of unit length, and the iterations until k-means stood still: FAISS stops early.
+        Centroids, float32 [k, dims] of unit length, and the iterations of k-means, restarts up to the best included.
         On two levels, those of the first.
     """
     if k <= config.two_level_above:
@@ -47,7 +47,7 @@ def _lloyd(vectors: np.ndarray, k: int, config: ClustersConfig, seed: int,
     run.train(vectors, init_centroids=start)
     steps = run.iteration_stats or []
     centroids = np.asarray(run.centroids, dtype=np.float32).reshape(k, vectors.shape[1])
-    return centroids, len(steps) // config.restarts
+    return centroids, max(1, len(steps))
 
 
 def assign(vectors: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

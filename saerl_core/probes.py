@@ -27,7 +27,10 @@ from saerl_core.features import FeatureRows
 Link = Literal["identity", "logistic"]
 
 _RIDGE_PENALTIES = np.logspace(-2, 2, 13)
-"""In units of the mean squared length of a row, so that they mean the same for any number of features."""
+"""In units of a row's mean squared distance from the mean row, so that they mean the same for any features. Every
+column is scaled to a variance of 1, so that is the number of columns."""
+_CONSTANT = 1e-6
+"""A column whose variance is a smaller part of its mean square is the same in all rows, but for rounding."""
 _RIDGE_SELECTION_ROWS = 1000
 """Leave-one-out needs the eigenvalues of an [n, n] matrix, which take n³ steps: on more rows than this the penalty is
 chosen on a part."""
@@ -80,10 +83,9 @@ def fit_ridge(x: sp.csr_array, target: np.ndarray, *, min_rows_per_feature: int 
     columns, scale, x = _design(x, min_rows_per_feature)
     if not len(columns) or np.ptp(target) == 0:
         return _constant(target)
-    length = float((x.data**2).sum()) / len(target)
     chosen = np.sort(np.random.default_rng(seed).permutation(len(target))[:_RIDGE_SELECTION_ROWS])
     with threadpool_limits(1, user_api="blas"):  # an eigenvalue problem this small is 20 times as dear on two
-        search: Any = RidgeCV(alphas=length * _RIDGE_PENALTIES).fit(x[chosen], target[chosen])
+        search: Any = RidgeCV(alphas=len(columns) * _RIDGE_PENALTIES).fit(x[chosen], target[chosen])
     model = Ridge(alpha=float(search.alpha_), solver="sparse_cg", tol=1e-6).fit(x, target)
     return _linear(columns, model.coef_ / scale, float(model.intercept_), "identity")
 
@@ -122,6 +124,8 @@ def fit_logistic(x: sp.csr_array, good: np.ndarray, *, penalty: float = 1.0,
         min_rows_per_feature: Columns that are not 0 in fewer rows are left out.
     """
     columns, scale, x = _design(x, min_rows_per_feature)
+    if not len(columns):
+        return _constant(good)
     model = LogisticRegression(C=penalty, class_weight="balanced", max_iter=1000)
     model.fit(x, good)
     return _linear(columns, np.ravel(model.coef_) / scale, float(np.ravel(model.intercept_)[0]), "logistic")
@@ -138,6 +142,8 @@ def fit_mlp(x: sp.csr_array, good: np.ndarray, *, hidden: int, min_rows_per_feat
         seed: Seed of the initial weights.
     """
     columns, scale, x = _design(x, min_rows_per_feature)
+    if not len(columns):
+        return _constant(good)
     model = MLPClassifier((hidden,), solver="lbfgs", alpha=1.0, max_iter=300, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -149,13 +155,15 @@ def fit_mlp(x: sp.csr_array, good: np.ndarray, *, hidden: int, min_rows_per_feat
 
 
 def _design(x: sp.csr_array, min_rows_per_feature: int) -> tuple[np.ndarray, np.ndarray, sp.csr_array]:
-    """(columns kept, their standard deviations, the scaled matrix of these columns)."""
+    """(columns kept, their standard deviations, the scaled matrix of these columns); what never varies is not kept."""
     by_column = x.tocsc()
     columns = np.flatnonzero(np.diff(by_column.indptr) >= min_rows_per_feature)
     by_column = by_column[:, columns]
     mean = np.asarray(by_column.mean(axis=0)).ravel()
     mean_square = np.asarray(by_column.multiply(by_column).mean(axis=0)).ravel()
-    scale = np.sqrt(np.maximum(mean_square - mean**2, 1e-12))
+    variance = mean_square - mean**2
+    varies = np.flatnonzero(variance > _CONSTANT * mean_square)
+    columns, by_column, scale = columns[varies], by_column[:, varies], np.sqrt(variance[varies])
     scaled = (by_column @ sp.diags_array(1 / scale)).tocsr()
     scaled.indices, scaled.indptr = scaled.indices.astype(np.int32), scaled.indptr.astype(np.int32)  # scikit-learn's
     return columns, scale, scaled
@@ -169,6 +177,11 @@ def _linear(columns: np.ndarray, weights: np.ndarray, bias: float, link: Link) -
 
 def _constant(target: np.ndarray) -> Probe:
     return _linear(np.zeros(0, np.int32), np.zeros(0), float(np.mean(target)), "identity")
+
+
+def spaced(rows: np.ndarray, most: int) -> np.ndarray:
+    """At most so many of the rows, evenly from the first to the last: what is shown of more than can be."""
+    return rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), most)).round().astype(np.int64))]
 
 
 def write_probe(path: Path, probe: Probe) -> None:

@@ -24,7 +24,7 @@ import scipy.sparse as sp
 
 from saerl_core.config import QualityConfig
 from saerl_core.labels import draw
-from saerl_core.probes import Probe, auc, bootstrap_interval, fit_logistic, fit_mlp, fit_ridge
+from saerl_core.probes import Probe, auc, bootstrap_interval, fit_logistic, fit_mlp, fit_ridge, spaced
 
 VERSION = 5
 _HELD_OUT_SHARE = 0.3
@@ -114,8 +114,7 @@ def fit(examples: Examples, config: QualityConfig) -> tuple[Probe | None, Qualit
     if config.shuffle_labels:
         order = np.random.default_rng([config.seed, 1]).permutation(len(examples.good))
         examples = replace(examples, good=examples.good[order], kind=examples.kind[order])
-    groups = np.random.default_rng(config.seed).permutation(np.unique(examples.group))
-    held_out_groups = np.sort(groups[: round(len(groups) * _HELD_OUT_SHARE)])
+    held_out_groups = _held_out(examples, config.seed)
     held_out = np.isin(examples.group, held_out_groups)
     learned = np.flatnonzero(~held_out)
     doubted = _doubted(examples, learned, config) if config.labels == "corruptions" else learned[:0]
@@ -145,9 +144,18 @@ def fit(examples: Examples, config: QualityConfig) -> tuple[Probe | None, Qualit
         auc_by_kind=by_kind,
         threshold=_threshold(scores[held_out & examples.good], config),
         held_out=[(round(float(scores[i]), 4), str(examples.kind[i]))
-                  for i in np.flatnonzero(held_out)[:_HELD_OUT_SHOWN]],
+                  for i in spaced(np.flatnonzero(held_out), _HELD_OUT_SHOWN)],
     )
     return (probe if used else None), report
+
+
+def _held_out(examples: Examples, seed: int) -> np.ndarray:
+    """The groups to measure on, by lot: of the good ones and of the bad ones the same share."""
+    rng = np.random.default_rng(seed)
+    groups, first = np.unique(examples.group, return_index=True)
+    good = examples.good[first]
+    chosen = [rng.permutation(groups[good == which]) for which in np.unique(good)]
+    return np.sort(np.concatenate([part[: round(len(part) * _HELD_OUT_SHARE)] for part in chosen]))
 
 
 def _doubted(examples: Examples, rows: np.ndarray, config: QualityConfig) -> np.ndarray:
@@ -241,7 +249,7 @@ def suspicion(right: Sequence[float] | np.ndarray, wrong: Sequence[float] | np.n
     """
     doubt = np.stack([np.asarray(right, dtype=np.float64), np.asarray(wrong, dtype=np.float64)])
     about = {"by": config.suspect_by, "pairs": len(right), "judged": judged, "looked_at": looked_at,
-             "shown": np.round(doubt.T[:_HELD_OUT_SHOWN], 4).tolist()}
+             "shown": np.round(doubt.T[spaced(np.arange(len(right)), _HELD_OUT_SHOWN)], 4).tolist()}
     if len(right) < 20:
         return SuspicionReport(used=False, why=f"{len(right)} keys could be made wrong: too few to tell whether right "
                                                "ones are told from wrong ones", auc=None, auc_low=None, auc_high=None,

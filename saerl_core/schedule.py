@@ -17,7 +17,7 @@ from saerl_core.apportion import apportion
 from saerl_core.config import ScheduleConfig
 from saerl_core.errors import ConfigError, DataError
 
-VERSION = 2
+VERSION = 3
 
 ScheduleDropReason = Literal["too_easy", "too_hard", "beyond_steps", "remainder"]
 
@@ -113,11 +113,11 @@ def _ranks(order: np.ndarray) -> np.ndarray:
 
 
 def _thin(candidates: np.ndarray, clusters: np.ndarray, place: np.ndarray, budget: int) -> np.ndarray:
-    """Keep `budget` rows: of each cluster its share, evenly from the head of its queue to its end."""
+    """Keep `budget` rows: of each cluster its share, evenly from head to end of its queue; of one, the middle."""
     queued = candidates[np.lexsort((place[candidates], clusters[candidates]))]
     _, start, size = np.unique(clusters[queued], return_index=True, return_counts=True)
     quota = apportion(budget, size)
-    kept = [first + np.linspace(0, length - 1, count).round().astype(np.int64)
+    kept = [first + (np.linspace(0, length - 1, count).round().astype(np.int64) if count != 1 else [length // 2])
             for first, length, count in zip(start, size, quota, strict=True)]
     return queued[np.concatenate(kept)]
 

@@ -38,7 +38,7 @@ def cluster(root: Path, features: ArtifactRef, config: ClustersConfig, previous:
         "choice": asdict(found.choice) if found.choice else None,
         "previous": previous.sha256 if previous else None,
         "drift": asdict(moved) if moved else None,
-        "kept": previous is not None and found.iterations == 0,
+        "kept": found.iterations == 0,
         "cards": [asdict(card) for card in clusters.cards(rows, found)],
     }
     with artifact.staging(root / "artifacts") as staged:

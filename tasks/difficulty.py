@@ -11,6 +11,7 @@ from saerl_core import difficulty as core
 from saerl_core.artifact import ArtifactRef
 from saerl_core.config import DifficultyConfig
 from saerl_core.difficulty import LEARNED, Labels, Seen
+from saerl_core.errors import ConfigError
 from saerl_core.posterior import discount
 from saerl_core.rl.consumed import observed_rewards
 from tasks.caching import stage
@@ -46,6 +47,10 @@ def _labels(ref: ArtifactRef | None) -> Labels | None:
 def _seen(run: Path | None, usable: pl.DataFrame, decay: float) -> Seen | None:
     if run is None:
         return None
-    counted = usable.select("key").join(discount(observed_rewards(run), decay), on="key", how="left",
+    observed = observed_rewards(run)
+    if not observed["successes"].is_between(0, observed["trials"]).all():
+        raise ConfigError(f"difficulty.rewards: {run}: holds rewards below 0 or above 1, which give no pass rate; "
+                          "leave the field out")
+    counted = usable.select("key").join(discount(observed, decay), on="key", how="left",
                                         maintain_order="left").fill_null(0.0)
     return Seen(counted["successes"].to_numpy(), counted["trials"].to_numpy())

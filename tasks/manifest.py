@@ -115,7 +115,12 @@ def _select(candidates: np.ndarray, config: RunConfig, plan: ScheduleConfig, row
 
 
 def _overlap(rows: FeatureRows, codebook: Codebook, plan: Schedule, seed: int) -> dict[str, list[float]]:
-    """Mean pairwise cosine in each batch, for our order and for the same prompts shuffled."""
+    """Mean pairwise cosine in each batch, for our order and for the same prompts shuffled.
+
+    Of the first epoch: the others hold the same prompts, and would pass for more evidence than there is.
+    """
+    first = plan.epoch == 0
+    plan = replace(plan, batches=plan.batches[first], epoch=plan.epoch[first])
     orders = {"ours": plan.batches, "shuffled": overlap.shuffled(plan, seed)}
     return {name: np.round(overlap.batch_overlap(rows, codebook.idf, order), 4).tolist()
             for name, order in orders.items()}

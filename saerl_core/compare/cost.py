@@ -72,8 +72,10 @@ def curation_flops(config: RunConfig, header: Mapping[str, Any], reader: Size, p
         read += per_prompt * header["quality"]["bad"]
     share = (model["layer"] + 1) / model["layers"]
     flops = read * (2.0 * reader.blocks * share + 2.0 * model["d_model"] * sae["d_sae"])
-    if method in _LEARNED and header["labels"]["samples"]:
-        flops += header["labels"]["count"] * header["labels"]["samples"] * (per_prompt + answer_tokens) * policy.forward
+    labels = header["labels"]
+    if labels["samples"]:  # whatever they are used for; doubtful ones were answered too
+        answers = (labels["count"] + labels["doubtful"]) * labels["samples"]
+        flops += answers * (per_prompt + answer_tokens) * policy.forward
     if method == "nll" or quality.keys_by == "likelihood":
         flops += tokens * policy.forward
     if quality.keys_by == "agreement":  # sampled, and read once more where rewards differ

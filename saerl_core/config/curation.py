@@ -106,7 +106,7 @@ class LabelsConfig(Section):
     label teaches the difficulty proxy nothing."""
     shuffle: bool = False
     """A control: pass rates are permuted among the labelled prompts, so that nothing can be learned from them."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the choice, of the sampling, and of `shuffle`."""
 
 
@@ -181,7 +181,7 @@ class QualityConfig(Section):
     """How many other prompts a prompt is compared with, for `agreement`."""
     answer_format: str = "{answer}"
     """How the policy would write an answer, for its likelihood: for example `#### {answer}`."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the corruptions, of the split, and of what is drawn by lot."""
 
     @field_validator("answer_format")

@@ -91,7 +91,7 @@ class SaeTrainingConfig(Section):
     """Steps between checkpoints."""
     out: Annotated[str | None, INCIDENTAL] = None
     """Folder for the SAE; relative to the config file. Default: what `features.sae` names."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the weights, of the held-out documents, and of the order."""
 
     @model_validator(mode="after")

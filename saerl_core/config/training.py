@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from saerl_core.config.section import Count, Place, Section
+from saerl_core.config.section import Count, Place, Section, Seed
 from saerl_core.rl.verl_side.saerl_judge import PATTERN as VERIFIER_PATTERN
 
 
@@ -78,7 +78,7 @@ class TrainConfig(Section):
     """vLLM's tensor parallelism."""
     python: str | None = None
     """Interpreter of the environment that has verl. Default: this one."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the policy's sampling."""
     resume_from: Place | None = None
     """A checkpoint of another training run (`runs/NAME/checkpoints/global_step_N`) to go on from, though it was trained
@@ -103,5 +103,5 @@ class EvaluationConfig(Section):
     """Held-out prompts (the first ones)."""
     samples: Count = 4
     """Answers per prompt at temperature 1; accuracy is their mean. Greedy accuracy is reported beside it."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the sampling."""

@@ -64,7 +64,7 @@ def warnings(comparison: Comparison) -> list[str]:
     if baseline.final.mean <= baseline.curve.sampled[0].mean:
         found.append(f"{baseline.name} does not end above where it began ({percent(baseline.curve.sampled[0].mean)} → "
                      f"{percent(baseline.final.mean)}): steps to its final accuracy say nothing here.")
-    seeds = min(arm.final.seeds, baseline.final.seeds)
+    seeds = arm.gain.seeds if arm.gain else min(arm.final.seeds, baseline.final.seeds)
     if arm.reach.share_low is not None and seeds < _FEW and arm is not baseline:
         found.append(f"The interval of the steps rests on {seeds} seeds: a bootstrap over so few is too narrow. That "
                      "of the gain is not.")

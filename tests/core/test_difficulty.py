@@ -123,6 +123,22 @@ def test_a_label_of_unknown_precision_stands_as_it_is() -> None:
     assert np.allclose(score[:200], 1 - pass_rate[:200])
 
 
+def test_what_was_seen_corrects_no_label_of_unknown_precision_and_is_not_counted_there() -> None:
+    rows, pass_rate = world()
+    seen = Seen(np.full(400, 8.0), np.full(400, 16.0))
+    certain = labels_of(pass_rate, np.arange(200), samples=np.inf)
+    _, _, report = difficulty.estimate(rows, certain, None, seen, DifficultyConfig())
+    assert report.observed == 200
+
+
+@pytest.mark.parametrize("method", difficulty.LEARNED)
+def test_there_are_never_more_folds_than_labels(method: str) -> None:
+    rows, pass_rate = world()
+    config = DifficultyConfig(method=method, folds=15)  # type: ignore[arg-type]  # one of its literals
+    _, _, report = difficulty.estimate(rows, labels_of(pass_rate, np.arange(12)), None, None, config)
+    assert report.labels == 12
+
+
 def test_own_answers_move_a_prediction_by_their_number() -> None:
     rows, pass_rate = world()
     config = DifficultyConfig(prior_strength=8)

@@ -54,7 +54,7 @@ def test_ridge_agrees_with_scikit_learn_on_dense_standardised_features(
     rows, pass_rate = world(n=150)
     dense = np.sqrt(rows.matrix().toarray().astype(np.float64))
     scaled = dense / dense.std(axis=0)
-    hard, length = 1 - pass_rate, (scaled**2).sum(axis=1).mean()
+    hard, length = 1 - pass_rate, scaled.var(axis=0).sum()
 
     def leave_one_out_error(alpha: float) -> float:
         others = [np.delete(np.arange(150), i) for i in range(0, 150, 5)]
@@ -68,6 +68,25 @@ def test_ridge_agrees_with_scikit_learn_on_dense_standardised_features(
                                                       - probe.predict(inputs(rows))).max())
     assert np.allclose(probe.predict(inputs(rows)), np.clip(candidates[nearest], 0, 1), atol=1e-4)
     assert leave_one_out_error(nearest) <= 1.1 * min(map(leave_one_out_error, candidates))
+
+
+def test_what_is_the_same_in_every_prompt_changes_no_probe() -> None:
+    """A long system message: its features fire everywhere, and hardly vary."""
+    rows, pass_rate = world()
+    dense, easy = rows.matrix().toarray(), pass_rate > np.median(pass_rate)
+    rng = np.random.default_rng(0)
+    shared = np.hstack([np.full((len(dense), 3), 2.0), 5 + 0.01 * rng.standard_normal((len(dense), 20))])
+    plain, framed = inputs(rows), inputs(rows_from_dense(np.hstack([dense, shared])))
+    for fit, target in ((probes.fit_ridge, 1 - pass_rate), (probes.fit_logistic, easy)):
+        alone, together = fit(plain, target).predict(plain), fit(framed, target).predict(framed)
+        assert probes.spearman(alone, together) > 0.97
+        assert np.std(together) == pytest.approx(np.std(alone), rel=0.1)
+
+
+def test_features_that_never_vary_leave_a_probe_that_knows_nothing() -> None:
+    x, good = inputs(rows_from_dense(np.full((40, 3), 2.0))), np.repeat([True, False], [30, 10])
+    for probe in (probes.fit_logistic(x, good), probes.fit_mlp(x, good, hidden=4), probes.fit_ridge(x, good * 1.0)):
+        assert np.allclose(probe.predict(x), 0.75)
 
 
 def test_ridge_chooses_its_penalty_on_a_part_of_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,24 @@ def test_the_held_out_figure_is_that_of_the_pairs_that_it_shows_and_of_no_others
     assert len(score) == 2 * 60  # three in ten pairs
 
 
+@pytest.mark.parametrize("good", [10, 290])
+def test_of_a_rare_class_as_large_a_share_is_held_out_as_of_the_other(good: int) -> None:
+    x = examples(shift=3, n=150).x
+    known = Examples(x=x, good=np.arange(300) < good, group=np.arange(300),
+                     kind=np.array([INTACT] * good + ["bad"] * (300 - good)))
+    for seed in range(5):
+        _, report = quality.fit(known, QualityConfig(labels="rollouts", seed=seed))
+        kinds = [kind for _, kind in report.held_out]
+        assert (kinds.count(INTACT), kinds.count("bad")) == (0.3 * good, 0.3 * (300 - good))
+
+
+def test_what_is_shown_of_many_examples_holds_both_classes_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quality, "_HELD_OUT_SHOWN", 30)
+    _, report = quality.fit(examples(shift=1), QualityConfig())
+    kinds = [kind for _, kind in report.held_out]
+    assert (len(kinds), kinds.count(INTACT)) == (30, 15)
+
+
 def test_a_prompt_and_its_copy_stay_on_one_side_of_the_split(monkeypatch: pytest.MonkeyPatch) -> None:
     known = examples(shift=1)
     fitted: list[int] = []

@@ -253,6 +253,12 @@ def test_a_budget_of_steps_thins_every_cluster_evenly_and_keeps_the_whole_range(
     assert set(schedule.dropped) == {"beyond_steps"}
 
 
+def test_a_cluster_that_gives_one_prompt_gives_its_middle_one() -> None:
+    clusters, difficulty = np.repeat(np.arange(20), 11), np.tile(np.linspace(0, 1, 11), 20)
+    schedule = make_schedule(clusters, difficulty, ScheduleConfig(batch_size=20, steps=1))
+    assert np.allclose(difficulty[schedule.batches], 0.5)
+
+
 def test_epochs_repeat_the_batches_or_draw_them_anew_from_the_same_prompts() -> None:
     clusters, difficulty = world(n=640)
     same, anew = (make_schedule(clusters, difficulty, ScheduleConfig(

@@ -55,8 +55,8 @@ def section(header: Mapping[str, Any], curation: Curation) -> dict[str, Any]:
 
 def _history(header: Mapping[str, Any]) -> str:
     """Where the clusters come from."""
-    return say.drift_words(header) or (f"k-means took {count(part(header, 'clusters').get('iterations') or 0)} "
-                                       "iterations.")
+    iterations = part(header, "clusters").get("iterations") or 0
+    return say.drift_words(header) or f"k-means took {count(iterations)} iterations, restarts included."
 
 
 def _choice_words(choice: Mapping[str, Any]) -> str:
