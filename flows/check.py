@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,12 @@ from saerl_core.models import ModelSpec
 from saerl_core.rl import verifiers
 from saerl_core.rl.check import check_config_only, draft_overrides
 from saerl_core.sae_spec import SaeSpec, choose_layer, encoder_hash, encoder_spec, read_spec
-from saerl_core.schedule import check_batches
+from saerl_core.schedule import batch_count, check_batches
 from saerl_core.token_estimate import token_counts
 
 _SAMPLE_ROWS = 1000
+_COUNTED_ROWS = 3000
+"""Up to so many prompts, all are tokenised."""
 
 
 def check_inputs(config: RunConfig, *, train: bool) -> None:
@@ -33,9 +36,10 @@ def check_inputs(config: RunConfig, *, train: bool) -> None:
         SaerlError: one line: what is wrong, where, and what to do.
     """
     verifiers.load(config.policy, Path(config.base))
-    rows = _read(config, config.data, _SAMPLE_ROWS).height
-    if rows < _SAMPLE_ROWS:  # that was all of it
-        check_batches(config.schedule, rows)
+    _check_workspace(config.root)
+    rows = _read(config, config.data, _SAMPLE_ROWS)
+    if rows.height < _SAMPLE_ROWS:  # that was all of it
+        check_batches(config.schedule, rows.height)
     for source in config.data.evaluations().values():
         _read(config, source, _SAMPLE_ROWS)
     if config.data.heldout is None and train:
@@ -90,30 +94,37 @@ def check_run(config: RunConfig) -> dict[str, Any]:
     Raises:
         SaerlError: see `check_inputs`.
     """
+    _check_workspace(config.root)
     verifier = verifiers.load(config.policy, Path(config.base))
     evaluations = [EvaluationSet(name, _read(config, source)) for name, source in config.data.evaluations().items()]
     table, findings = hygiene.mark(_read(config, config.data), evaluations, config.hygiene)
     table, note = verifiers.mark_unverifiable(table, verifier)
-    usable = prompts.usable(table)
-    check_batches(config.schedule, usable.height)
+    table, lengths_note = _mark_too_long(config, table)
+    usable, dropped = prompts.usable(table), prompts.drop_counts(table)
+    check_batches(config.schedule, usable.height, dropped)
     sae_spec, model_spec, notes = _check_models(config)
-    notes += [*controls.notes(config), *hygiene.summary(findings), *filter(None, [note])]
+    notes += [*controls.notes(config), *hygiene.summary(findings), *filter(None, [note, lengths_note])]
     _check_server(config)
     if config.data.heldout is None:
         notes.append("data.heldout is not set: this config can be curated, not run")
-    reasons = table["drop_reason"].drop_nulls().value_counts().sort("drop_reason").rows()
     if config.coverage.budget is not None and config.coverage.budget >= usable.height:
         notes.append(f"coverage.budget ({config.coverage.budget}) is no less than the usable prompts: all are kept")
+    batches = batch_count(config.schedule, min(usable.height, config.coverage.budget or usable.height))
+    if config.schedule.steps is not None and batches < config.schedule.steps:
+        notes.append(f"schedule.steps = {config.schedule.steps}, but there are at most {batches} batches: "
+                     "schedule.epochs repeats them")
+    if isinstance(config.clusters.k, int) and config.clusters.k > usable.height:
+        notes.append(f"clusters.k = {config.clusters.k} is more than there are prompts: every prompt will be a cluster")
     verl = check_config_only(config)
     return {
         "ok": True,
-        "prompts": {"read": table.height, "usable": usable.height, "dropped_by_reason": dict(reasons)},
-        "batches_at_most": _batches_per_epoch(config, usable.height) * config.schedule.epochs,
+        "prompts": {"read": table.height, "usable": usable.height, "dropped_by_reason": dropped},
+        "batches_at_most": batches,
         "reader": vars(model_spec) if model_spec else None,
         "sae": vars(sae_spec) if sae_spec else None,
         "verifier": verifier.identity,
         "verl": verl.model_dump(mode="json"),
-        "cost": _cost(config, usable, sae_spec, model_spec),
+        "cost": _cost(config, usable, batches, sae_spec, model_spec),
         "notes": notes,
     }
 
@@ -203,7 +214,34 @@ def _check_server(config: RunConfig) -> None:
                           f"{', '.join(served) or 'none'}")
 
 
-def _cost(config: RunConfig, usable: pl.DataFrame, sae_spec: SaeSpec | None,
+def _mark_too_long(config: RunConfig, table: pl.DataFrame) -> tuple[pl.DataFrame, str | None]:
+    """Prompts beyond the policy's limit are marked, as the run will; of many, a sample is counted for a note."""
+    policy, limit = models.find(config.policy.model, Path(config.base)), config.policy.max_prompt_tokens
+    if policy is None:
+        return table, None
+
+    def count(chats: list[list[dict[str, str]]]) -> list[int]:
+        return [round(tokens) for tokens in token_counts(policy, chats, chat_template=True)]
+
+    usable = prompts.usable(table)
+    if usable.height <= _COUNTED_ROWS:
+        return prompts.mark_too_long(table, count, limit), None
+    sample = count(usable["messages"].gather_every(usable.height // _COUNTED_ROWS).to_list())
+    share = sum(tokens > limit for tokens in sample) / len(sample)
+    return table, (f"about {share:.1%} of the prompts are longer than policy.max_prompt_tokens = {limit} and will be "
+                   f"dropped (by {len(sample):,} of them)") if share else None
+
+
+def _check_workspace(root: Path) -> None:
+    """A place that can be written to, or made."""
+    there = next(folder for folder in (root, *root.parents) if folder.exists())
+    if not there.is_dir():
+        raise ConfigError(f"workspace: {there} is a file; name a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"workspace: {there} cannot be written to; name a folder of yours")
+
+
+def _cost(config: RunConfig, usable: pl.DataFrame, batches: int, sae_spec: SaeSpec | None,
           model_spec: ModelSpec | None) -> dict[str, Any]:
     reader = models.find(config.features.model, Path(config.base))
     sample = usable["messages"].gather_every(max(1, usable.height // 200)).to_list()
@@ -217,7 +255,6 @@ def _cost(config: RunConfig, usable: pl.DataFrame, sae_spec: SaeSpec | None,
         seconds = round(tokens * _flops_per_token(model_spec, layer, sae_spec) / _matrix_rate(config), 1)
     labelled = min(config.labels.count, usable.height) if config.labels.source in ("rollouts", "server") else 0
     judged = usable.height if config.quality.keys_by == "agreement" else 0
-    steps = _batches_per_epoch(config, usable.height)
     return {
         "tokens": tokens,
         "extract_seconds": seconds,
@@ -225,14 +262,8 @@ def _cost(config: RunConfig, usable: pl.DataFrame, sae_spec: SaeSpec | None,
         "checkpoint_bytes": _checkpoint_bytes(config),
         "free_bytes": disk.free_bytes(config.root),
         "label_answers": labelled * config.labels.samples + judged * config.quality.agreement_samples,
-        "train_answers": steps * config.schedule.epochs * config.schedule.batch_size * config.train.rollouts,
+        "train_answers": batches * config.schedule.batch_size * config.train.rollouts,
     }
-
-
-def _batches_per_epoch(config: RunConfig, usable: int) -> int:
-    """At most, if no prompt is dropped for its quality or difficulty."""
-    full = min(usable, config.coverage.budget or usable) // config.schedule.batch_size
-    return min(full, config.schedule.steps or full)
 
 
 def _checkpoint_bytes(config: RunConfig) -> int:

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from flows.check import check_inputs
 from flows.publish import publish_manifest, tag_run
 from flows.stages import StageRecord, record, run_stage
+from saerl_core import prompts
 from saerl_core.artifact import ArtifactRef
 from saerl_core.config import RunConfig
 from saerl_core.locks import in_use
@@ -30,7 +31,7 @@ from tasks.label import label, load_labels, load_pass_rates
 from tasks.likelihood import likelihood
 from tasks.near_duplicates import near_duplicates
 from tasks.quality import corrupt, load_suspicion, quality, suspicion
-from tasks.read import load_usable, read
+from tasks.read import load_table, load_usable, read
 from tasks.scores import load_scores
 
 R = TypeVar("R")
@@ -93,15 +94,16 @@ def _curate(config: RunConfig) -> Curated:
     table = ran(read, root, inputs.data, inputs.evaluations, inputs.policy, Path(config.base), config.data,
                 config.hygiene, config.policy, inputs.data_hash, inputs.evaluation_hashes, inputs.policy_hash,
                 inputs.verifier, size=inputs.data[0].name, describe=_usable_note)
+    _check_batches(config, table)
     features, read_now = extracted(table, "extract")
     if config.hygiene.sae_similarity is not None:
         table = ran(near_duplicates, root, table, features, config.hygiene, size=_usable_note(table),
                     describe=_usable_note)
+        _check_batches(config, table)
         features, _ = extracted(table, "gather what is left")
     usable = load_usable(table).height
-    check_batches(config.schedule, usable)
-    prompts = f"{usable:,} prompts"
-    clusters = ran(cluster, root, features, config.clusters, previous, size=prompts, describe=describe_clusters)
+    size = f"{usable:,} prompts"
+    clusters = ran(cluster, root, features, config.clusters, previous, size=size, describe=describe_clusters)
 
     labels, likelihoods = None, None
     if config.labels.source != "none":
@@ -111,16 +113,16 @@ def _curate(config: RunConfig) -> Curated:
     keys_by = config.quality.keys_by
     if config.difficulty.method == "nll" or keys_by == "likelihood":
         likelihoods = ran(likelihood, root, table, inputs.policy, inputs.policy_hash, config.quality.answer_format,
-                          config.quality.seed, config.policy.trust_remote_code, size=prompts)
+                          config.quality.seed, config.policy.trust_remote_code, size=size)
     hard = ran(difficulty, root, features, table, labels, likelihoods, inputs.rewards, inputs.rewards_hash,
-               config.difficulty, size=prompts, describe=_why)
+               config.difficulty, size=size, describe=_why)
 
     damaged, damaged_features, damaged_now = None, None, 0
     if config.quality.damages:
         damaged = ran(corrupt, root, table, config.quality, config.data.instruction,
                       size=f"{min(config.quality.count, usable):,} copies")
         damaged_features, damaged_now = extracted(damaged, "extract damaged copies")
-    good = ran(quality, root, features, table, labels, damaged, damaged_features, config.quality, size=prompts,
+    good = ran(quality, root, features, table, labels, damaged, damaged_features, config.quality, size=size,
                describe=_why)
     suspects = None
     if keys_by is not None:
@@ -128,16 +130,22 @@ def _curate(config: RunConfig) -> Curated:
             agreement, root, table, hard, good, inputs.policy, inputs.policy_hash, Path(config.base), inputs.verifier,
             config.quality, config.labels, config.policy, config.schedule,
             size=f"what is left x {config.quality.agreement_samples} answers", describe=_judged_note)
-        suspects = ran(suspicion, root, evidence, config.quality, size=prompts,
+        suspects = ran(suspicion, root, evidence, config.quality, size=size,
                        describe=lambda ref: load_suspicion(ref)[1]["why"])
 
     made = ran(manifests.manifest, root, inputs, config, table, features, clusters, labels, hard, good, suspects,
-               manifests.curation_hash(config, inputs), size=prompts, describe=lambda ref: ref.path.name)
+               manifests.curation_hash(config, inputs), size=size, describe=lambda ref: ref.path.name)
     _show(made)
     with kept_segments(inputs.store, read_from) as segments:
         publish_manifest(config, made.path, stages, segments)
     return Curated(manifest=made, id=made.path.name, inputs=inputs, prompts_read_by_model=read_now,
                    damaged_copies_read=damaged_now, stages=stages)
+
+
+def _check_batches(config: RunConfig, table: ArtifactRef) -> None:
+    """Before the reader starts: are there enough prompts, and what became of the others?"""
+    rows = load_table(table)
+    check_batches(config.schedule, prompts.usable(rows).height, prompts.drop_counts(rows))
 
 
 def _usable_note(table: ArtifactRef) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic_core import PydanticUndefined
 
@@ -22,6 +22,8 @@ class Field:
     default: str
     """as YAML would have it; `required` where there is none"""
     about: str
+    choices: tuple[str, ...] = ()
+    """the words that it takes, where it takes no others"""
 
 
 def fields(of: str = "") -> list[Field]:
@@ -52,9 +54,19 @@ def _walk(section: type[Section], prefix: str) -> Iterator[Field]:
         if prefix == "" and name == "base":
             continue  # set by the reader of the file
         if inner is None or field.default is None or get_origin(field.annotation) is dict:
-            yield Field(prefix + name, _default(field), " ".join((field.description or "").split()))
+            about = " ".join((field.description or "").split())
+            yield Field(prefix + name, _default(field), about, tuple(_choices(field.annotation)))
         if inner is not None:
             yield from _walk(inner, f"{prefix}{name}." + ("NAME." if get_origin(field.annotation) is dict else ""))
+
+
+def _choices(annotation: Any) -> Iterator[str]:
+    """The words of every `Literal` in an annotation."""
+    for part in get_args(annotation):
+        if get_origin(annotation) is Literal:
+            yield str(part)
+        else:
+            yield from _choices(part)
 
 
 def _default(field: Any) -> str:

@@ -97,7 +97,8 @@ def show_fields(about: str, fields: Iterable[Field]) -> None:
     for field in fields:
         page.print(f"[bold]{field.name}[/]  ", end="")
         page.print(f"{field.default}", markup=False, style="cyan", soft_wrap=True)
-        page.print(Padding(Text(field.about), (0, 0, 0, 4)))
+        words = f"{field.about} One of: {', '.join(field.choices)}." if len(field.choices) > 1 else field.about
+        page.print(Padding(Text(words), (0, 0, 0, 4)))
 
 
 def show_sae(outcome: Mapping[str, Any]) -> None:

@@ -198,6 +198,13 @@ def _report(config: DifficultyConfig, labels: Labels, predicted: np.ndarray, ran
             features: int | None) -> tuple[bool, DifficultyReport]:
     """The gate: is the proxy used, and what is it worth?"""
     hard = 1 - labels.pass_rate
+    if np.ptp(hard) == 0:
+        rate = float(labels.pass_rate[0])
+        why = f"all {len(hard)} labelled prompts have a pass rate of {rate:.0%}: there is nothing to learn from"
+        if rate == 0:
+            why += "; do data.instruction, policy.verifier and policy.max_response_tokens fit how the policy answers?"
+        return False, DifficultyReport(config.method, False, why, len(hard), round(rate, 6), None, None, None, features,
+                                       0, [])
     rho = spearman(ranked_by, hard)
     low, high = bootstrap_interval(lambda i: spearman(ranked_by[i], hard[i]), len(hard))
     used = low > 0

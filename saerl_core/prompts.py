@@ -78,8 +78,9 @@ def read_table(files: Sequence[Path], source: SourceConfig, framing: DataConfig,
                 raise ValueError(f"{columns.id} = {row['id']!r} stands in {first} already; ids must be unique")
             rows.append(row)
         except ValueError as error:
-            problems.append(f"{file}, {place}: {error}")
-            if isinstance(error, MissingColumnError):
+            lacks = isinstance(error, MissingColumnError) and bool(frames or rows)  # though earlier rows have it
+            problems.append(f"{file}, {place}: {'this row has ' if lacks else ''}{error}")
+            if isinstance(error, MissingColumnError) and not lacks:
                 break  # every further row would say the same
         missing -= {name for name in missing if _lookup(record, getattr(columns, name)) is not _ABSENT}
         if len(rows) == _FRAME_ROWS:
@@ -106,6 +107,11 @@ def mark_too_long(table: pl.DataFrame, count_tokens: Callable[[list[list[Message
     counts = pl.Series(count_tokens(table["messages"].gather(rows).to_list()), dtype=pl.Int64)
     too_long = rows.filter(counts > limit)
     return table.with_columns(drop_reason=table["drop_reason"].scatter(too_long, "too_long"))
+
+
+def drop_counts(table: pl.DataFrame) -> dict[str, int]:
+    """How many rows were dropped, by reason."""
+    return dict(table["drop_reason"].drop_nulls().value_counts().sort("drop_reason").rows())
 
 
 def usable(table: pl.DataFrame) -> pl.DataFrame:

@@ -49,7 +49,8 @@ def read_rows(files: Sequence[Path], columns: Collection[str] = ()) -> Iterator[
         except FileNotFoundError as error:
             raise DataError(f"{file}: no such file (data paths are relative to the config file)") from error
         except (OSError, EOFError, UnicodeDecodeError, zlib.error, pa.ArrowException, csv.Error) as error:
-            raise DataError(f"{file}: cannot be read: {' '.join(str(error).split())}") from error
+            hint = "; save it as UTF-8" if isinstance(error, UnicodeDecodeError) else ""
+            raise DataError(f"{file}: cannot be read: {' '.join(str(error).split())}{hint}") from error
 
 
 def kind_of(file: Path) -> str:
@@ -66,12 +67,17 @@ def _read_jsonl(file: Path, _: Collection[str]) -> Iterator[tuple[str, Record]]:
                 record = json.loads(line)
             except (ValueError, RecursionError) as error:
                 reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-                raise DataError(f"{file}, line {number}: broken JSON: {reason}") from error
+                raise DataError(f"{file}, line {number}: broken JSON: {reason}{_array_hint(line)}") from error
             if not isinstance(record, dict):
-                raise DataError(f"{file}, line {number}: expected an object, found {type(record).__name__}")
+                raise DataError(f"{file}, line {number}: expected an object, found {type(record).__name__}"
+                                f"{_array_hint(line)}")
             if "\\u" in line and (broken := [name for name, value in record.items() if not _is_text(name, value)]):
                 raise DataError(f"{file}, line {number}: {broken[0]!r} holds half a character (a lone surrogate)")
             yield f"line {number}", record
+
+
+def _array_hint(line: str) -> str:
+    return "; one object a line is read, not a JSON array (`jq -c '.[]'` makes lines of it)" if line[:1] == "[" else ""
 
 
 def _is_text(*values: Any) -> bool:
@@ -96,6 +102,10 @@ def _decompressed(file: Path) -> Any:
 def _read_csv(file: Path, _: Collection[str]) -> Iterator[tuple[str, Record]]:
     with file.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.DictReader(lines, strict=True)
+        header = reader.fieldnames or []
+        if len(header) == 1 and (mark := next((mark for mark in (";", "\t", "|") if mark in header[0]), None)):
+            raise DataError(f"{file}, line 1: fields are separated by {mark!r}, not by commas: save it with commas, or "
+                            "as JSON lines")
         for record in reader:
             if None in record or None in record.values():
                 raise DataError(f"{file}, line {reader.line_num}: another number of fields than the header has")

@@ -8,6 +8,7 @@ strategies that they reach are listed with `ScheduleConfig`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,15 +35,27 @@ class Schedule:
     """reason → int64 row numbers, ascending: the rows that no batch holds"""
 
 
-def check_batches(config: ScheduleConfig, rows: int) -> None:
+def check_batches(config: ScheduleConfig, rows: int, dropped: Mapping[str, int] | None = None) -> None:
     """Tell early what the manifest stage would tell late: a batch that the data cannot fill.
+
+    Args:
+        config: The size of a batch.
+        rows: Usable prompts.
+        dropped: How many others were dropped, by reason.
 
     Raises:
         ConfigError: `schedule.batch_size` is larger than the data.
     """
     if rows < config.batch_size:
-        raise ConfigError(f"schedule.batch_size = {config.batch_size} is larger than the data: "
-                          f"{rows} usable prompts")
+        reasons = ", ".join(f"{count} {reason}" for reason, count in (dropped or {}).items())
+        raise ConfigError(f"schedule.batch_size = {config.batch_size} is larger than the data: {rows} usable prompts"
+                          + (f"; dropped: {reasons}" if reasons else ""))
+
+
+def batch_count(config: ScheduleConfig, rows: int) -> int:
+    """Batches that so many prompts give over all epochs, if none is outside the band."""
+    available = rows // config.batch_size * config.epochs
+    return min(available, config.steps or available)
 
 
 def make_schedule(clusters: np.ndarray, difficulty: np.ndarray, config: ScheduleConfig) -> Schedule:

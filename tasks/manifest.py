@@ -64,6 +64,9 @@ def manifest(root: Path, inputs: Inputs, config: RunConfig, table: ArtifactRef, 
     good_rows = np.setdiff1d(np.arange(len(usable)), np.concatenate(list(judged.values())))
     candidates, passed_over = _select(good_rows, config, plan_config, rows, grouped, hard, codebook)
     plan = schedule.make_schedule(grouped[candidates], hard[candidates], plan_config)
+    if (asked := config.schedule.steps) is not None and len(plan.batches) < asked:
+        notes.append(f"schedule.steps = {asked}, but what is left gives {len(plan.batches)} batches in "
+                     f"{config.schedule.epochs} epochs: schedule.epochs repeats them")
     plan = replace(plan, batches=candidates[plan.batches],
                    dropped={reason: candidates[dropped] for reason, dropped in plan.dropped.items()})
 

@@ -64,6 +64,10 @@ def main() -> None:
         sys.stderr.write(f"saerl: {' '.join(str(error).split())}\n")
         sys.exit(2)
     except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            sys.stderr.write(f"saerl: {error.filename or 'a file'}: {error.strerror}: name a place that you may write "
+                             "to (`workspace`, or where the result goes)\n")
+            sys.exit(2)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         sys.stderr.write(f"saerl: {error.filename or 'a file'}: {error.strerror}; nothing half-written was kept: make "

@@ -17,6 +17,13 @@ ConfigArgument = Annotated[Path | None, typer.Argument(
     metavar="[CONFIG]", help="The run's YAML file. Default: `saerl.yaml` here, else the embedded toy.")]
 Overrides = Annotated[list[str] | None, typer.Option(
     "--set", "-s", metavar="SECTION.FIELD=VALUE", help="Change a field of the config; may be given several times.")]
+def _by_id(named: Path) -> Path:
+    """A manifest's folder, also where only its id is given and it lies in the workspace here."""
+    here = Path("saerl-out", "manifests") / named
+    return here if len(named.parts) == 1 and not named.exists() and here.exists() else named
+
+
+ManifestArgument = Annotated[Path, typer.Argument(help="A manifest's folder, or its id.", callback=_by_id)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 
 
@@ -25,6 +32,7 @@ def load(path: Path | None, overrides: list[str] | None) -> RunConfig:
     changes = tuple(overrides or ())
     if path is not None or DEFAULT_CONFIG.exists():
         return load_config(path or DEFAULT_CONFIG, changes)
+    typer.echo(f"no {DEFAULT_CONFIG} here: this is the toy that ships with SAERL (`saerl init` writes one)", err=True)
     return load_config(Path(str(resources.files("flows") / "starter.yaml")), changes, base=Path.cwd())
 
 

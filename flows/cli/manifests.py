@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli.conventions import AsJson, print_json, tell
+from flows.cli.conventions import AsJson, ManifestArgument, print_json, tell
 from saerl_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Look 
 
 
 @app.command()
-def verify(manifest: Annotated[Path, typer.Argument(help="A manifest's folder.")], as_json: AsJson = False) -> None:
+def verify(manifest: ManifestArgument, as_json: AsJson = False) -> None:
     """Check every byte of a manifest against the hashes in its header, and the header against the folder's name."""
     from saerl_core.manifest import verify_manifest
 
@@ -29,7 +29,7 @@ def verify(manifest: Annotated[Path, typer.Argument(help="A manifest's folder.")
 
 
 @app.command()
-def show(manifest: Annotated[Path, typer.Argument(help="A manifest's folder.")], as_json: AsJson = False) -> None:
+def show(manifest: ManifestArgument, as_json: AsJson = False) -> None:
     """Show what a manifest holds: counts, what each gate decided, where the report page is."""
     from saerl_core.manifest import read_manifest
 
@@ -55,8 +55,7 @@ def show(manifest: Annotated[Path, typer.Argument(help="A manifest's folder.")],
 
 @app.command()
 def diff(
-    a: Annotated[Path, typer.Argument(help="A manifest's folder, usually the older one.")],
-    b: Annotated[Path, typer.Argument(help="Another one.")], as_json: AsJson = False,
+    a: ManifestArgument, b: ManifestArgument, as_json: AsJson = False,
 ) -> None:
     """Say what differs between two manifests, and why: inputs, settings, versions, and what became of each prompt.
 
@@ -75,7 +74,7 @@ def diff(
 
 
 def export(
-    manifest: Annotated[Path, typer.Argument(help="A manifest's folder.")],
+    manifest: ManifestArgument,
     out: Annotated[Path, typer.Argument(help="A file (jsonl) or folder (datasets) that does not exist yet.")],
     kind: Annotated[str, typer.Option("--format", metavar="jsonl|datasets", help="What to write.")] = "jsonl",
     as_json: AsJson = False,

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from flows.cli.conventions import AsJson, ConfigArgument, Overrides, load, print_json, tell
+from flows.cli.conventions import AsJson, ConfigArgument, ManifestArgument, Overrides, load, print_json, tell
 from saerl_core.config import RunConfig
 from saerl_core.errors import ServerError
 
@@ -30,7 +28,7 @@ def curate(config: ConfigArgument = None, overrides: Overrides = None, as_json: 
 
 
 def train(
-    manifest: Annotated[Path, typer.Argument(help="A manifest's folder.")],
+    manifest: ManifestArgument,
     config: ConfigArgument = None, overrides: Overrides = None, as_json: AsJson = False,
 ) -> None:
     """Train the config's policy on a manifest that exists, batch for batch in its order; resume where it stopped."""

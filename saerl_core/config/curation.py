@@ -265,7 +265,7 @@ class ScheduleConfig(Section):
     max_difficulty: Share = 1.0
     """Prompts predicted harder than this are left out: a group that is never solved has no advantage."""
     steps: Count | None = None
-    """Number of batches. Default: all full batches of one epoch."""
+    """Number of batches, at most. Default: all full batches of all epochs."""
     epochs: Count = 1
     """Passes over the kept prompts."""
     reshuffle_epochs: bool = False

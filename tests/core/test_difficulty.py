@@ -56,7 +56,8 @@ def test_one_pass_rate_for_all_teaches_nothing() -> None:
     rows, _ = world(n=60)
     _, probe, report = difficulty.estimate(rows, labels_of(np.full(60, 0.5)), None, None, DifficultyConfig())
     assert probe is None
-    assert report.spearman == 0
+    assert report.spearman is None  # not measured, which is not 0
+    assert "all 60 labelled prompts have a pass rate of 50%" in report.why
 
 
 def test_more_labels_than_a_probe_takes_are_thinned_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
