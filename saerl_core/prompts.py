@@ -78,10 +78,11 @@ def read_table(files: Sequence[Path], source: SourceConfig, framing: DataConfig,
                 raise ValueError(f"{columns.id} = {row['id']!r} stands in {first} already; ids must be unique")
             rows.append(row)
         except ValueError as error:
-            lacks = isinstance(error, MissingColumnError) and bool(frames or rows)  # though earlier rows have it
-            problems.append(f"{file}, {place}: {'this row has ' if lacks else ''}{error}")
-            if isinstance(error, MissingColumnError) and not lacks:
+            if isinstance(error, MissingColumnError) and not (frames or rows):
+                problems.append(f"{file}, {place}: {error}")
                 break  # every further row would say the same
+            problems.append(f"{file}, {place}: " + (f"no {error.column!r} in this row: fill it in, or leave the row out"
+                                                    if isinstance(error, MissingColumnError) else str(error)))
         missing -= {name for name in missing if _lookup(record, getattr(columns, name)) is not _ABSENT}
         if len(rows) == _FRAME_ROWS:
             frames.append(_frame(rows))
@@ -136,7 +137,11 @@ _NUMBER_WORDS = {"true": 1.0, "false": 0.0, "level ?": None}
 
 
 class MissingColumnError(ValueError):
-    """A column that the config names is not in the file."""
+    """A column that the config names is not in the file, or not in a row of it."""
+
+    def __init__(self, column: str, words: str) -> None:
+        super().__init__(words)
+        self.column = column
 
 
 def _prompt(record: Record, columns: ColumnsConfig, pattern: re.Pattern[str] | None,
@@ -176,7 +181,7 @@ def _field(record: Record, column: str, role: str) -> Any:
     value = _lookup(record, column)
     if value is _ABSENT:
         found = ", ".join(sorted(record)) or "none"
-        raise MissingColumnError(f"no column {column!r} for the {role}; the columns are {found} "
+        raise MissingColumnError(column, f"no column {column!r} for the {role}; the columns are {found} "
                                  f"(set data.columns.{role} or data.preset)")
     return value
 

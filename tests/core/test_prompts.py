@@ -75,6 +75,8 @@ def test_prompts_beyond_the_policys_limit_are_marked_not_cut(write_jsonl: Write)
     ([row(1), row(1)], "line 2: id = 'r1' stands in line 1 already"),
     ([row(1), row(2, "  ")], "line 2: prompt is empty"),
     ([row(1), row(2, answer="")], "line 2: answer is empty"),
+    ([row(1), {"id": "a", "prompt": "?"}, row(2, answer="")],
+     "line 2: no 'answer' in this row: fill it in, or leave the row out (and 1 more bad rows)"),
     ([row(1), row(2, answer=None)], "line 2: answer is None"),
     ([row(1), row(2, answer=True)], "line 2: answer is True"),
     ([{"id": "a", "question": "?", "answer": "1"}],

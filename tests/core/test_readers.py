@@ -145,6 +145,10 @@ def test_only_the_columns_that_are_wanted_leave_a_columnar_file(tmp_path: Path) 
     ("p.arrow", b"not arrow", "cannot be read"),
     ("p.jsonl", b"\xff\xfe\x00", "cannot be read"),
     ("p.csv", b"id,prompt,answer\n1,two\n", "another number of fields"),
+    ("p.csv", b"id;prompt;answer\n1;two, or three;2\n", "separated by ';', not by commas"),
+    ("p.csv", "id,prompt,answer\n1,für,2\n".encode("latin-1"), "save it as UTF-8"),
+    ("p.jsonl", b'[{"prompt": 1}]', "one object a line is read, not a JSON array"),
+    ("p.jsonl", b'[\n{"prompt": 1}\n]', "one object a line is read, not a JSON array"),
 ])
 def test_files_that_are_not_what_their_name_says_are_refused(tmp_path: Path, name: str, content: bytes,
                                                              complaint: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from flows.curate import Curated
+from saerl_core.manifest import read_manifest
 from tests.conftest import ROOT
 from tests.flows.conftest import Run, toy_rows, write_config, write_rows
 
@@ -104,6 +105,48 @@ def test_a_mistake_in_the_trainers_settings_shows_before_anything_is_curated(sae
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert complaint in err
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_check_counts_prompts_and_steps_as_the_run_will(saerl: Run, tmp_path: Path) -> None:
+    config = write_config(tmp_path, labels={"source": "none"}, difficulty={"method": "length"})
+    changes = ("--set", "policy.max_prompt_tokens=40", "--set", "schedule.steps=50", "--set", "schedule.epochs=2")
+    told = json.loads(saerl("check", config, *changes, "--json")[1])
+    made = json.loads(saerl("curate", config, *changes, "--json")[1])
+    header = read_manifest(Path(made["manifest"]))
+    assert told["prompts"]["dropped_by_reason"]["too_long"] == header["prompts"]["dropped_by_reason"]["too_long"] > 0
+    assert told["batches_at_most"] >= made["batches"] > 1
+    for notes in (told["notes"], header["notes"]):
+        assert any("schedule.steps = 50, but" in note for note in notes)
+
+
+@pytest.mark.parametrize("command", ["check", "curate"])
+def test_too_few_prompts_are_told_before_any_is_read_with_what_became_of_them(
+    saerl: Run, tmp_path: Path, forward_passes: list[int], command: str
+) -> None:
+    columns = {"id": "id", "prompt": "problem", "answer": "answer"}
+    config = write_config(tmp_path, data={"heldout": {"path": "prompts.jsonl", "columns": columns}})
+    code, _, err = saerl(command, config)
+    assert code == 2
+    assert err.splitlines()[-1].endswith("is larger than the data: 0 usable prompts; dropped: 60 contaminated")
+    assert forward_passes == []
+
+
+def test_a_workspace_that_cannot_be_is_refused_at_once(saerl: Run, tmp_path: Path) -> None:
+    for command in ("check", "curate"):
+        code, _, err = saerl(command, write_config(tmp_path), "--set", "workspace=prompts.jsonl/out")
+        assert (code, err.count("\n")) == (2, 1)
+        assert "prompts.jsonl is a file; name a folder" in err
+
+
+def test_fields_list_the_words_that_they_take(saerl: Run) -> None:
+    assert "One of: logistic, ridge, mlp, random, none." in " ".join(saerl("fields", "quality.method")[1].split())
+    assert json.loads(saerl("fields", "schedule.order", "--json")[1])["schedule.order"]["choices"] == [
+        "easy_first", "hard_first"]
+
+
+def test_a_manifest_is_known_by_its_id_too(saerl: Run, tmp_path: Path) -> None:
+    made = json.loads(saerl("curate", write_config(tmp_path, labels={"source": "none"}), "--json")[1])
+    assert saerl("manifest", "verify", made["id"])[0] == 0
 
 
 def test_init_writes_a_config_that_checks_and_does_not_overwrite_it(saerl: Run, tmp_path: Path) -> None:
