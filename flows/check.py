@@ -217,7 +217,7 @@ def _check_server(config: RunConfig) -> None:
 def _mark_too_long(config: RunConfig, table: pl.DataFrame) -> tuple[pl.DataFrame, str | None]:
     """Prompts beyond the policy's limit are marked, as the run will; of many, a sample is counted for a note."""
     policy, limit = models.find(config.policy.model, Path(config.base)), config.policy.max_prompt_tokens
-    if policy is None:
+    if policy is None or not (policy / "tokenizer.json").is_file():  # a guess is no reason to refuse a config
         return table, None
 
     def count(chats: list[list[dict[str, str]]]) -> list[int]:

@@ -23,7 +23,7 @@ class Field:
     """as YAML would have it; `required` where there is none"""
     about: str
     choices: tuple[str, ...] = ()
-    """the words that it takes, where it takes no others"""
+    """the words that it takes, where there are several"""
 
 
 def fields(of: str = "") -> list[Field]:
@@ -55,7 +55,8 @@ def _walk(section: type[Section], prefix: str) -> Iterator[Field]:
             continue  # set by the reader of the file
         if inner is None or field.default is None or get_origin(field.annotation) is dict:
             about = " ".join((field.description or "").split())
-            yield Field(prefix + name, _default(field), about, tuple(_choices(field.annotation)))
+            choices = tuple(_choices(field.annotation))
+            yield Field(prefix + name, _default(field), about, choices if len(choices) > 1 else ())
         if inner is not None:
             yield from _walk(inner, f"{prefix}{name}." + ("NAME." if get_origin(field.annotation) is dict else ""))
 

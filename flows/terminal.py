@@ -97,7 +97,7 @@ def show_fields(about: str, fields: Iterable[Field]) -> None:
     for field in fields:
         page.print(f"[bold]{field.name}[/]  ", end="")
         page.print(f"{field.default}", markup=False, style="cyan", soft_wrap=True)
-        words = f"{field.about} One of: {', '.join(field.choices)}." if len(field.choices) > 1 else field.about
+        words = f"{field.about} One of: {', '.join(field.choices)}." if field.choices else field.about
         page.print(Padding(Text(words), (0, 0, 0, 4)))
 
 

@@ -26,7 +26,7 @@ def train_sae(config: RunConfig) -> dict[str, Any]:
     training, out = training_config(config), choose_out(config)
     inputs = resolve_training(config)
     unfinished = checkpoints(config, inputs)
-    with in_use(config.root), locks.exclusive(unfinished.with_suffix(".lock")):
+    with in_use(config.root), locks.exclusive(unfinished.with_name(f".{unfinished.name}.lock")):
         made, entry = run_stage(config, stage, inputs, config, inputs.identity,
                                 training.tokens // training.batch_tokens, describe=lambda ref: ref.path.name)
         publish(made, out)

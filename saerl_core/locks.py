@@ -33,16 +33,27 @@ def exclusive(path: Path, *, wait: bool = True, given_up: threading.Event | None
     Raises:
         BusyError: somebody else holds it, and `wait` is off, or the wait was given up.
     """
+    if given_up is None or not wait:
+        with _locked(path, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)):
+            yield
+        return
     with ExitStack() as held:
-        while given_up is not None and wait:
+        # who comes next waits here, or a holder that comes back at once would be before all who only look now and then
+        with _polled(path.with_name(f"{path.name}.next"), given_up):
+            held.enter_context(_polled(path, given_up))
+        yield
+
+
+@contextmanager
+def _polled(path: Path, given_up: threading.Event) -> Iterator[None]:
+    with ExitStack() as held:
+        while True:
             try:
                 held.enter_context(_locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB))
                 break
             except BusyError:
                 if given_up.wait(_POLL_SECONDS):
                     raise
-        else:
-            held.enter_context(_locked(path, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)))
         yield
 
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 from pydantic import BaseModel
@@ -192,14 +192,15 @@ def run_extraction(root: Path, inputs: Inputs, source: ArtifactRef, config: Feat
     _GIVEN_UP.clear()
     progress = Progress(label, "prompts")
     mapped = keep_results(extract_shard, root)
-    futures = {shard.number: mapped.submit(inputs, config, source, shard.start, shard.number, shard.total,
-                                           shard.stop - shard.start, shard.content, store_hash)
-               for shard in shards if not all(key in known for key in keys[shard.start : shard.stop])}
+    futures: dict[int, Any] = {
+        shard.number: mapped.submit(inputs, config, source, shard.start, shard.number, shard.total,
+                                    shard.stop - shard.start, shard.content, store_hash)
+        for shard in shards if not all(key in known for key in keys[shard.start : shard.stop])}
     read = 0
     try:
         for shard in shards:
             if future := futures.get(shard.number):
-                while not future.state.is_final():  # in steps: a thread that only waits may not hear of Ctrl-C
+                while not future.wrapped_future.done():  # in steps: a thread that only waits may not hear of Ctrl-C
                     future.wait(_POLL_SECONDS)
                 result = future.result()
                 read += 0 if future.state.name == "Cached" else result.read

@@ -55,7 +55,7 @@ def test_a_writer_that_fails_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_writer_left_is_swept_by_the_next(tmp_path: Path) -> None:
-    dead = tmp_path / artifact.temporary_name("x").replace(str(os.getpid()), "4194999")
+    dead = tmp_path / artifact.temporary_name("x").replace(f"-{os.getpid()}-", "-4194999-")
     dead.mkdir()
     make(tmp_path)
     assert not dead.exists()

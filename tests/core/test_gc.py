@@ -69,7 +69,7 @@ def test_what_only_a_deleted_manifest_referred_to_goes_and_no_more(workspace: Pa
 
 
 def test_leftovers_of_dead_writers_drafts_and_broken_results_go_and_those_of_the_living_stay(workspace: Path) -> None:
-    dead = artifact.temporary_name("x").replace(str(os.getpid()), "999999999")
+    dead = artifact.temporary_name("x").replace(f"-{os.getpid()}-", "-999999999-")
     (workspace / "artifacts" / dead).mkdir()
     (workspace / "artifacts" / artifact.temporary_name("y")).mkdir()
     (workspace / "runs/draft").mkdir()

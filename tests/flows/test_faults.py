@@ -54,7 +54,7 @@ STORED = {
     "records": "published/*.json",
 }
 """Every kind of file that a curation keeps, by where it lies in a workspace."""
-NOT_OURS = {".in-use", ".lock"}
+NOT_OURS = {".in-use", ".lock", ".lock.next"}
 
 
 @pytest.fixture(scope="module")

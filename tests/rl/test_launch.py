@@ -193,7 +193,7 @@ def test_hashes_whose_writer_was_killed_are_written_by_the_next_run(job: VerlJob
     last = job.checkpoints / "global_step_4"
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    half = temporary_name("SHA256SUMS").replace(str(os.getpid()), str(ended.pid))
+    half = temporary_name("SHA256SUMS").replace(f"-{os.getpid()}-", f"-{ended.pid}-")
     (last / "SHA256SUMS").rename(last / half)
     assert run_job(job).resumed_from == 4
 

@@ -63,7 +63,7 @@ def _words(header: Mapping[str, Any], curation: Curation, shaded: bool) -> str:
     if tail := settings.get("tail_mix", 0):
         words += f", and exchanges {percent(tail, 0)} of its tail with the next batch"
     asked = settings["clusters_per_batch"]
-    dry = isinstance(asked, int) and say.mixture(curation).mean() > asked
+    dry = isinstance(asked, int) and not tail and say.mixture(curation).mean() > asked
     words += (f"; it holds {mean} clusters on average"
               f"{', for a cluster that runs dry hands its place on' if dry else ''}. {_order(settings, shaded)}")
     if (epochs := header.get("epochs", 1)) > 1:
