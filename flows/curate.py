@@ -31,7 +31,7 @@ from tasks.label import label, load_labels, load_pass_rates
 from tasks.likelihood import likelihood
 from tasks.near_duplicates import near_duplicates
 from tasks.quality import corrupt, load_suspicion, quality, suspicion
-from tasks.read import load_table, load_usable, read
+from tasks.read import load_reasons, read
 from tasks.scores import load_scores
 
 R = TypeVar("R")
@@ -94,14 +94,13 @@ def _curate(config: RunConfig) -> Curated:
     table = ran(read, root, inputs.data, inputs.evaluations, inputs.policy, Path(config.base), config.data,
                 config.hygiene, config.policy, inputs.data_hash, inputs.evaluation_hashes, inputs.policy_hash,
                 inputs.verifier, size=inputs.data[0].name, describe=_usable_note)
-    _check_batches(config, table)
+    usable = _count_usable(config, table)
     features, read_now = extracted(table, "extract")
     if config.hygiene.sae_similarity is not None:
         table = ran(near_duplicates, root, table, features, config.hygiene, size=_usable_note(table),
                     describe=_usable_note)
-        _check_batches(config, table)
+        usable = _count_usable(config, table)
         features, _ = extracted(table, "gather what is left")
-    usable = load_usable(table).height
     size = f"{usable:,} prompts"
     clusters = ran(cluster, root, features, config.clusters, previous, size=size, describe=describe_clusters)
 
@@ -142,14 +141,16 @@ def _curate(config: RunConfig) -> Curated:
                    damaged_copies_read=damaged_now, stages=stages)
 
 
-def _check_batches(config: RunConfig, table: ArtifactRef) -> None:
-    """Before the reader starts: are there enough prompts, and what became of the others?"""
-    rows = load_table(table)
-    check_batches(config.schedule, prompts.usable(rows).height, prompts.drop_counts(rows))
+def _count_usable(config: RunConfig, table: ArtifactRef) -> int:
+    """Usable prompts. Too few are told before the reader starts, with what became of the others."""
+    rows = load_reasons(table)
+    usable = prompts.usable(rows).height
+    check_batches(config.schedule, usable, prompts.drop_counts(rows))
+    return usable
 
 
 def _usable_note(table: ArtifactRef) -> str:
-    return f"{load_usable(table).height} usable prompts"
+    return f"{prompts.usable(load_reasons(table)).height} usable prompts"
 
 
 def _labels_size(config: RunConfig, usable: int) -> str:

@@ -81,19 +81,18 @@ def sweep(folder: Path) -> None:
 
 
 def temporary_leftovers(folder: Path) -> Iterator[Path]:
-    """What writers that no longer live have left in `folder` under temporary names.
+    """What writers that no longer live have left in `folder` under temporary names."""
+    return filter(_is_abandoned, folder.glob(".tmp-*-*"))
 
-    Whether a writer lives can only be told of this machine, or container. What others left counts after two days.
-    """
-    for leftover in folder.glob(".tmp-*-*"):
-        where, pid, *_ = [*leftover.name.split("-")[1:], ""]
-        if where == _where() and pid.isdigit():
-            if not _alive(int(pid)):
-                yield leftover
-        else:
-            with suppress(FileNotFoundError):
-                if time.time() - leftover.stat().st_mtime > _FOREIGN_SECONDS:
-                    yield leftover
+
+def _is_abandoned(leftover: Path) -> bool:
+    """Whether a writer lives can only be told of this machine, or container. What others left counts after two days."""
+    where, pid, *_ = leftover.name.split("-")[1:]
+    if where == _where() and pid.isdigit():
+        return not _alive(int(pid))
+    with suppress(FileNotFoundError):
+        return time.time() - leftover.stat().st_mtime > _FOREIGN_SECONDS
+    return False
 
 
 def temporary_name(of: str = "") -> str:

@@ -160,7 +160,7 @@ def _learn(x: sp.csr_array, labels: Labels,
            config: DifficultyConfig) -> tuple[np.ndarray, Probe | None, DifficultyReport]:
     """A probe on the labelled rows. A labelled row's own score comes from a probe that has not seen it."""
     hard = 1 - labels.pass_rate
-    at_most = np.unique(np.linspace(0, len(hard) - 1, min(len(hard), _MOST_LABELS)).round().astype(int))
+    at_most = spaced(np.arange(len(hard)), _MOST_LABELS)
     own = np.full(len(hard), np.nan)
     for fit_rows, held_out in folds(len(at_most), min(config.folds, len(at_most))):
         fit_rows, held_out = at_most[fit_rows], at_most[held_out]

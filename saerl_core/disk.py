@@ -52,13 +52,12 @@ def require(folder: Path, needed: int, what: str) -> None:
 
 def used_bytes(folder: Path) -> int:
     """Bytes of all files below a folder, or of a file. What disappears meanwhile counts nothing."""
-    if folder.is_file():
-        return folder.stat().st_size
+    # rglob fails where a folder vanishes
+    below = (Path(place, name) for place, _, names in os.walk(folder) for name in names)
     total = 0
-    for place, _, names in os.walk(folder):  # which, unlike rglob, goes on where a folder vanishes
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):
-                total += Path(place, name).stat().st_size
+    for file in [folder] if folder.is_file() else below:
+        with contextlib.suppress(FileNotFoundError):
+            total += file.stat().st_size
     return total
 
 

@@ -180,7 +180,7 @@ def _constant(target: np.ndarray) -> Probe:
 
 
 def spaced(rows: np.ndarray, most: int) -> np.ndarray:
-    """At most so many of the rows, evenly from the first to the last: what is shown of more than can be."""
+    """At most so many of the rows, evenly from the first to the last."""
     return rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), most)).round().astype(np.int64))]
 
 

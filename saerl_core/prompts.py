@@ -78,11 +78,12 @@ def read_table(files: Sequence[Path], source: SourceConfig, framing: DataConfig,
                 raise ValueError(f"{columns.id} = {row['id']!r} stands in {first} already; ids must be unique")
             rows.append(row)
         except ValueError as error:
+            problem = str(error)
+            if isinstance(error, MissingColumnError) and (frames or rows):  # which have it
+                problem = f"no {error.column!r} in this row: fill it in, or leave the row out"
+            problems.append(f"{file}, {place}: {problem}")
             if isinstance(error, MissingColumnError) and not (frames or rows):
-                problems.append(f"{file}, {place}: {error}")
                 break  # every further row would say the same
-            problems.append(f"{file}, {place}: " + (f"no {error.column!r} in this row: fill it in, or leave the row out"
-                                                    if isinstance(error, MissingColumnError) else str(error)))
         missing -= {name for name in missing if _lookup(record, getattr(columns, name)) is not _ABSENT}
         if len(rows) == _FRAME_ROWS:
             frames.append(_frame(rows))

@@ -78,7 +78,7 @@ def load_messages(source: ArtifactRef) -> list[list[dict[str, str]]]:
 
 def load_keys(source: ArtifactRef) -> tuple[str, ...]:
     """Feature keys of an artifact's usable prompts, in order."""
-    return _keys(source.path)
+    return tuple(_usable(source.path)["feature_key"])
 
 
 @lru_cache(maxsize=2)  # what lies at an artifact's path does not change, and every shard asks for it
@@ -94,11 +94,6 @@ def _own(source: ArtifactRef, start: int, rows: int) -> pl.DataFrame:
     rows, do not depend on which shard is done before.
     """
     return _usable(source.path).slice(start, rows).filter("first")
-
-
-@lru_cache(maxsize=2)
-def _keys(folder: Path) -> tuple[str, ...]:
-    return tuple(_usable(folder)["feature_key"])
 
 
 @stage("extract", features.VERSION, of=("content", "store_hash"),

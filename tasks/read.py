@@ -57,6 +57,11 @@ def load_table(ref: ArtifactRef) -> pl.DataFrame:
     return pl.read_parquet(ref.path / TABLE)
 
 
+def load_reasons(ref: ArtifactRef) -> pl.DataFrame:
+    """Of the whole prompt table, only why each row was dropped: what counting needs."""
+    return pl.read_parquet(ref.path / TABLE, columns=["drop_reason"])
+
+
 def load_findings(ref: ArtifactRef) -> Findings:
     """What hygiene found in the prompts."""
     return json.loads((ref.path / FINDINGS).read_text(encoding="utf-8"))

@@ -13,16 +13,17 @@ from saerl_core.config import RunConfig, load_config
 
 DEFAULT_CONFIG = Path("saerl.yaml")
 
+
+def _by_id(named: Path) -> Path:
+    """A manifest's folder, also where only its id is given and it lies in the default workspace here."""
+    here = Path(RunConfig.model_fields["workspace"].default, "manifests", named)
+    return here if len(named.parts) == 1 and not named.exists() and here.exists() else named
+
+
 ConfigArgument = Annotated[Path | None, typer.Argument(
     metavar="[CONFIG]", help="The run's YAML file. Default: `saerl.yaml` here, else the embedded toy.")]
 Overrides = Annotated[list[str] | None, typer.Option(
     "--set", "-s", metavar="SECTION.FIELD=VALUE", help="Change a field of the config; may be given several times.")]
-def _by_id(named: Path) -> Path:
-    """A manifest's folder, also where only its id is given and it lies in the workspace here."""
-    here = Path("saerl-out", "manifests") / named
-    return here if len(named.parts) == 1 and not named.exists() and here.exists() else named
-
-
 ManifestArgument = Annotated[Path, typer.Argument(help="A manifest's folder, or its id.", callback=_by_id)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 

@@ -54,9 +54,7 @@ def show(manifest: ManifestArgument, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def diff(
-    a: ManifestArgument, b: ManifestArgument, as_json: AsJson = False,
-) -> None:
+def diff(a: ManifestArgument, b: ManifestArgument, as_json: AsJson = False) -> None:
     """Say what differs between two manifests, and why: inputs, settings, versions, and what became of each prompt.
 
     A prompt is known by its text and answer, wherever it stands in the file. Both manifests are verified first. Exit

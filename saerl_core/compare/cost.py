@@ -18,8 +18,7 @@ from safetensors import safe_open
 
 from saerl_core.config import RunConfig
 
-_LEARNED = ("ridge", "elastic_net")
-_FROM_FEATURES = (*_LEARNED, "active_features", "activation_mass")
+_FROM_FEATURES = ("ridge", "elastic_net", "active_features", "activation_mass")
 
 
 @dataclass(frozen=True)
@@ -52,8 +51,8 @@ def model_size(folder: Path) -> Size:
 
 def curation_flops(config: RunConfig, header: Mapping[str, Any], reader: Size, policy: Size,
                    answer_tokens: float) -> float:
-    """What a manifest cost: reading the prompts through the SAE, answering for the labels, and likelihoods, as far as
-    its config uses each.
+    """What a manifest cost: reading the prompts through the SAE, likelihoods and answers for the keys, as far as its
+    config uses each, and answering for the labels, whatever they are used for.
 
     Args:
         config: The arm's.
@@ -73,7 +72,7 @@ def curation_flops(config: RunConfig, header: Mapping[str, Any], reader: Size, p
     share = (model["layer"] + 1) / model["layers"]
     flops = read * (2.0 * reader.blocks * share + 2.0 * model["d_model"] * sae["d_sae"])
     labels = header["labels"]
-    if labels["samples"]:  # whatever they are used for; doubtful ones were answered too
+    if labels["samples"]:  # doubtful ones were answered too
         answers = (labels["count"] + labels["doubtful"]) * labels["samples"]
         flops += answers * (per_prompt + answer_tokens) * policy.forward
     if method == "nll" or quality.keys_by == "likelihood":

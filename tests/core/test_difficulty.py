@@ -135,7 +135,7 @@ def test_what_was_seen_corrects_no_label_of_unknown_precision_and_is_not_counted
 @pytest.mark.parametrize("method", difficulty.LEARNED)
 def test_there_are_never_more_folds_than_labels(method: str) -> None:
     rows, pass_rate = world()
-    config = DifficultyConfig(method=method, folds=15)  # type: ignore[arg-type]  # one of its literals
+    config = DifficultyConfig.model_validate({"method": method, "folds": 15})
     _, _, report = difficulty.estimate(rows, labels_of(pass_rate, np.arange(12)), None, None, config)
     assert report.labels == 12
 

@@ -123,7 +123,7 @@ def test_serve_listens_on_loopback_runs_deployments_revives_them_and_leaves_noth
                 if any(str(tmp_path) in part for part in child.info["cmdline"] or [])]
 
 
-def test_a_server_of_another_service_on_the_same_port_is_not_taken_for_ones_own() -> None:
+def test_it_is_told_whether_a_process_or_another_one_listens_on_a_port() -> None:
     with socket.socket() as server:
         server.bind((serve.HOST, 0))
         server.listen()

@@ -15,6 +15,7 @@ prompts, then the answers), S tokens of all answers, H heads, D head dimension.
 
 from __future__ import annotations
 
+import logging
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+logger = logging.getLogger(__name__)
 _SHARED = "saerl_shared"
 _ALIKE = 1e-4  # of the logits' spread; float32 gives 1e-6
 
@@ -63,7 +65,8 @@ def share_prompts(model: Any) -> bool:
                 torch.tensor([len(answer) for answer in answers]),
             )).logits[0]
             alike = bool((shared_SV - alone_SV).abs().max() < _ALIKE * alone_SV.std())
-        except Exception:  # whatever a family does with what it does not know
+        except Exception as error:  # whatever a family does with what it does not know; verl's own way is as right
+            logger.warning("prompts are read once for each answer: this model cannot share them: %r", error)
             alike = False
     if not alike:
         model.set_attn_implementation(before)
