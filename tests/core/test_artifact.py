@@ -89,6 +89,21 @@ def test_runs_that_mend_the_same_artifact_at_the_same_moment_all_get_a_sound_one
             artifact.verify(made[0])
 
 
+def test_an_artifact_that_is_moved_away_while_it_is_checked_counts_as_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref = make(tmp_path)
+    hash_now = artifact.file_hash
+
+    def hash_as_another_run_moves_it(path: Path) -> str:
+        ref.path.rename(tmp_path / "aside")
+        return hash_now(path)
+
+    monkeypatch.setattr(artifact, "file_hash", hash_as_another_run_moves_it)
+    with pytest.raises(ArtifactError, match=r"artifact\.json: missing"):
+        artifact.verify(ref)
+
+
 def test_every_changed_byte_is_found(tmp_path: Path) -> None:
     ref = make(tmp_path)
     for file in sorted(ref.path.iterdir()):
