@@ -26,7 +26,7 @@ def deployment_file(config: RunConfig) -> dict[str, Any]:
     Without a held-out set a config can be curated, not trained on; without `sae_training` no SAE is trained.
     """
     tree = yaml.safe_load((resources.files("deployments") / "prefect.yaml").read_text(encoding="utf-8"))
-    parameters = {"config": config.model_dump(mode="json", exclude_defaults=True) | {"base": config.base}}
+    parameters = {"config": config.model_dump(mode="json", exclude_unset=True) | {"base": config.base}}
     for deployment in tree["deployments"]:
         deployment["name"] = config.name
         deployment["parameters"] = parameters
@@ -73,6 +73,10 @@ def deploy(config: RunConfig) -> list[str]:
     """
     prepare_server()
     tree = deployment_file(config)
+    names = [f"{deployment['entrypoint'].rpartition('.')[2]}/{config.name}" for deployment in tree["deployments"]]
+    # in its file Prefect fills in, or strikes out, what stands in double braces
+    apart = {name: deployment.pop("parameters") for name, deployment in zip(names, tree["deployments"], strict=True)
+             if "{{" in str(deployment["parameters"])}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "prefect.yaml")
         path.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
@@ -82,4 +86,12 @@ def deploy(config: RunConfig) -> list[str]:
     if done.returncode:
         words = " ".join((done.stdout + done.stderr).split())
         raise ConfigError(f"the Prefect server did not take the deployments: {words[-400:]}")
-    return [f"{deployment['entrypoint'].rpartition('.')[2]}/{config.name}" for deployment in tree["deployments"]]
+    if apart:
+        from prefect.client.orchestration import get_client
+        from prefect.client.schemas.actions import DeploymentUpdate
+
+        with get_client(sync_client=True) as client:
+            for name, parameters in apart.items():
+                found = client.read_deployment_by_name(name)
+                client.update_deployment(found.id, DeploymentUpdate(parameters=parameters))
+    return names

@@ -25,7 +25,7 @@ def tag_run(*tags: str, name: str | None = None) -> None:
         client.update_flow_run(known.id, tags=sorted({*known.tags, *tags}), name=name)
 
 
-def publish(config: RunConfig, result: Path, stages: Iterable[StageRecord], parts: Iterable[Path] = ()) -> bool:
+def publish(config: RunConfig, result: Path, stages: Iterable[StageRecord], parts: Iterable[Path] = ()) -> None:
     """Keep the current flow run beside its result, and what the result is made of.
 
     Args:
@@ -33,24 +33,21 @@ def publish(config: RunConfig, result: Path, stages: Iterable[StageRecord], part
         result: A manifest's folder, or a training run's.
         stages: The stages that led to it.
         parts: What it is made of beside their artifacts.
-
-    Returns:
-        Whether the result is new to this target.
     """
-    record = published.read_or_none(config.root, result.name)
-    new = record is None or config.name not in {run.target for run in record.runs}
     context = FlowRunContext.get()
     if context is not None and context.flow_run is not None:
         run = published.Run(flow_run_id=str(context.flow_run.id), name=context.flow_run.name, target=config.name,
                             at=datetime.now(UTC).isoformat(timespec="seconds"))
         made_of = [*parts, *(Path(path) for entry in stages for path in entry.artifacts)]
         published.note(config.root, result.name, made_of, run)
-    return new
 
 
 def publish_manifest(config: RunConfig, manifest: Path, stages: Iterable[StageRecord],
                      segments: Iterable[Path]) -> None:
-    """`publish`, and the event `saerl.manifest.published` where the manifest is new."""
+    """`publish`, and the event `saerl.manifest.published` where the manifest is new to this target."""
     tag_run(f"manifest:{manifest.name}", name=f"curate · {config.name} · {manifest.name}")
-    if publish(config, manifest, stages, segments):
+    record = published.read_or_none(config.root, manifest.name)
+    if record is None or config.name not in {run.target for run in record.runs}:
+        # before the record: an event that the server did not take is sent by the next run
         emit("manifest", "published", config.name, path=str(manifest), payload={"manifest": manifest.name})
+    publish(config, manifest, stages, segments)

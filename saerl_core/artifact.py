@@ -11,6 +11,7 @@ import errno
 import json
 import logging
 import os
+import secrets
 import shutil
 import socket
 import tempfile
@@ -96,8 +97,8 @@ def _is_abandoned(leftover: Path) -> bool:
 
 
 def temporary_name(of: str = "") -> str:
-    """A name for what is being written by this process: hidden, and swept once the process is gone."""
-    return f".tmp-{_where()}-{os.getpid()}-{of}"
+    """A name of its own for what this process writes: hidden, and swept once the process is gone."""
+    return f".tmp-{_where()}-{os.getpid()}-{secrets.token_hex(4)}-{of}"
 
 
 @cache

@@ -28,6 +28,14 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
+def release_memory() -> None:
+    """Give back the GPU memory that torch keeps for this process: another process, a trainer most likely, wants it."""
+    if has_gpu():
+        import torch
+
+        torch.cuda.empty_cache()
+
+
 def choose_device(asked: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
     """The device to run on.
 

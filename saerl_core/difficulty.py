@@ -20,6 +20,7 @@ from scipy.stats import rankdata
 from sklearn.model_selection import KFold
 
 from saerl_core.config import DifficultyConfig
+from saerl_core.errors import DataError
 from saerl_core.features import FeatureRows
 from saerl_core.posterior import posterior_mean
 from saerl_core.probes import Probe, bootstrap_interval, fit_elastic_net, fit_ridge, inputs, spaced, spearman
@@ -87,6 +88,9 @@ def read_off(rows: FeatureRows, config: DifficultyConfig, level: np.ndarray, nll
         config: `method` says which one.
         level: float [n], the data set's own level; NaN where it has none (taken as the median).
         nll: float [n], mean negative log-likelihood of a prompt's tokens; needed for `nll` only.
+
+    Raises:
+        DataError: `level` is asked for and no prompt has one.
     """
     tokens = (rows.tokens + rows.masked + rows.cut).astype(np.float64)
     match config.method:
@@ -95,6 +99,8 @@ def read_off(rows: FeatureRows, config: DifficultyConfig, level: np.ndarray, nll
         case "activation_mass":  # all activations of all tokens; the mean per token tells far less (docs/LOG.md)
             return np.asarray(rows.matrix().sum(axis=1)).ravel() * rows.tokens
         case "level":
+            if np.isnan(level).all():
+                raise DataError("difficulty.method is 'level', but no usable prompt has one (data.columns.level)")
             return np.where(np.isnan(level), np.nanmedian(level), level)
         case "nll":
             assert nll is not None

@@ -23,8 +23,8 @@ _CHECKPOINTS_AT_ONCE = 3
 
 
 def feature_bytes(prompts: int, tokens_each: float, sae: SaeSpec) -> int:
-    """What the features of so many prompts take at most (bytes), if every token fires features of its own."""
-    active = min(sae.d_sae, round(tokens_each * (sae.k or sae.d_sae / 50)))
+    """What the features of so many prompts may take (bytes), as if every token fired features of its own."""
+    active = min(sae.d_sae, round(tokens_each * (sae.k or sae.l0 or sae.d_sae / 50)))
     return prompts * active * _BYTES_PER_ENTRY
 
 

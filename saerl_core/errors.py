@@ -29,7 +29,7 @@ class ArtifactError(SaerlError):
 
 
 class ServerError(SaerlError):
-    """An inference server that the configuration names is not there, or refuses what it is asked."""
+    """A server, Prefect's or one that gives answers, is not there, or refuses what it is asked."""
 
 
 class TrainError(SaerlError):

@@ -23,7 +23,7 @@ from saerl_core.features import FeatureRows
 from saerl_core.prompts import normalise
 from saerl_core.rl.verl_side.saerl_verifier import normalise_answer
 
-VERSION = 1
+VERSION = 2
 DropReason = Literal["contaminated", "conflicting_answers", "duplicate", "near_duplicate"]
 
 SHOWN = 200

@@ -15,7 +15,7 @@ import torch
 from saerl_core.extract import batch_by_length
 from saerl_core.rl.rollouts import Message, Policy, encode_prompts
 
-VERSION = 1
+VERSION = 2
 _TOKENS_PER_BATCH = 2048
 """The logits of a batch are [tokens, vocabulary]: 1.2 GB in float32 for a vocabulary of 150,000."""
 _DIGIT = re.compile(r"\d")

@@ -131,8 +131,9 @@ def counts(curation: Curation) -> dict[str, Any]:
 
 
 def settings(config: RunConfig) -> dict[str, Any]:
-    """The part of the config that decides the manifest's content; the job that trains on it has no part in that."""
-    return {name: value for name, value in content(config).items() if name not in ("train", "evaluation", "compare")}
+    """What decides the manifest's content: not how an SAE or a policy is trained, nor how it is measured."""
+    apart = ("sae_training", "train", "evaluation", "compare")
+    return {name: value for name, value in content(config).items() if name not in apart}
 
 
 def library_versions() -> dict[str, str]:
@@ -182,11 +183,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The header of a manifest, its `id` added; files are not checked.
 
     Raises:
-        ArtifactError: not a manifest.
+        ArtifactError: not a manifest, or one of another format.
     """
     if not folder.is_dir():
         raise ArtifactError(f"{folder}: no such manifest")
-    return {**artifact.read_header(folder, HEADER), "id": folder.resolve().name}
+    header = artifact.read_header(folder, HEADER)
+    if header.get("format") != VERSION:
+        raise ArtifactError(f"{folder / HEADER}: format {header.get('format')!r}, where this SAERL reads {VERSION}: "
+                            "curate again")
+    return {**header, "id": folder.resolve().name}
 
 
 def verify_manifest(folder: Path) -> dict[str, Any]:

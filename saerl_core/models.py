@@ -17,8 +17,9 @@ from saerl_core.hashing import hash_files
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_CONTENT = ("*.json", "*.safetensors", "*.jinja", "*.model", "merges.txt", "vocab.txt")
-"""The files that make a model what it is. No pickled weights: only safetensors are read."""
+_CONTENT = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt", "*.py")
+"""The files that make a model what it is. No pickled weights: only safetensors are read. Code runs only where
+`trust_remote_code` says so."""
 
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError)
 """What transformers, tokenizers and sae-lens raise for a folder that they cannot read."""
@@ -55,7 +56,7 @@ def fetch(name: str, base: Path) -> Path:
 
 
 def find(name: str, base: Path) -> Path | None:
-    """The folder of a model that is on this machine; None for a hub id that has not been downloaded.
+    """The folder of a model that is on this machine; None for a hub id that has not been downloaded, or not all of it.
 
     Raises:
         ModelError: `name` is a path and no model lies there.
@@ -72,9 +73,21 @@ def find(name: str, base: Path) -> Path | None:
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(_CONTENT), local_files_only=True))
+        folder = Path(snapshot_download(name, allow_patterns=list(_CONTENT), local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError):
         return None
+    return folder if _has_weights(folder) else None
+
+
+def _has_weights(folder: Path) -> bool:
+    """Whether all safetensors of a model are there: what loads a tokenizer leaves a folder without any."""
+    try:
+        index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
+        return all((folder / name).is_file() for name in set(index["weight_map"].values()))
+    except FileNotFoundError:
+        return any(folder.glob("*.safetensors"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
 
 
 def model_hash(folder: Path) -> str:
@@ -118,21 +131,33 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], *, chat_template: bool) -> list[int]:
     """Token ids of a prompt as a model sees it before it answers."""
-    if chat_template and tokenizer.chat_template:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return tokenizer.encode(str(text), add_special_tokens=False)
-    return tokenizer.encode("\n\n".join(message["content"] for message in messages))
+    return render_all(tokenizer, [messages], chat_template=chat_template)[0]
 
 
 def render_all(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[list[dict[str, str]]], *,
                chat_template: bool) -> list[list[int]]:
-    """`render` of many prompts, in a fraction of the time: a fast tokenizer takes them all at once."""
+    """`render` of many prompts, in a fraction of the time: a fast tokenizer takes them all at once.
+
+    Raises:
+        ModelError: the chat template refuses a prompt, as some do a system message.
+    """
     if not prompts:
         return []
     if chat_template and tokenizer.chat_template:
-        texts: Any = tokenizer.apply_chat_template(list(prompts), tokenize=False, add_generation_prompt=True)
+        from jinja2 import TemplateError
+
+        try:
+            texts: Any = tokenizer.apply_chat_template(list(prompts), tokenize=False, add_generation_prompt=True)
+        except TemplateError as error:
+            raise ModelError(refused(tokenizer.name_or_path, error)) from error
         return _ids(tokenizer(texts, add_special_tokens=False))
     return _ids(tokenizer(["\n\n".join(message["content"] for message in messages) for messages in prompts]))
+
+
+def refused(model: str | Path, error: Exception) -> str:
+    """What to say of a chat template that refuses a prompt."""
+    return (f"{model}: its chat template refuses a prompt: {_one_line(error)}; look at the roles of its messages, and "
+            "at data.system")
 
 
 def _ids(encoded: Any) -> list[list[int]]:

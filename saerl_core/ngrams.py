@@ -11,6 +11,7 @@ Shapes: n texts, G distinct n-grams, p pairs. A set of n-grams is a row of a 0/1
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any
@@ -26,6 +27,7 @@ _TOKEN = re.compile(
     r"|[^\s\w]|_",  # operators and punctuation
     re.DOTALL,
 )
+_OTHER_DIGIT = re.compile(r"[^\D0-9]")
 _MEANINGLESS = frozenset((
     *"$.,;:?{}\"`#~&“”", "\\left", "\\right", "\\big", "\\displaystyle", "\\text", "\\textbf", "\\textit", "\\mathrm",
     "\\mathbb", "\\mathbf", "\\operatorname", "\\quad", "\\qquad"))
@@ -60,6 +62,8 @@ def tokenise(texts: Iterable[str]) -> list[tuple[str, ...]]:
 
 
 def _plain(text: str) -> str:
+    if not text.isascii():  # digits of other scripts
+        text = _OTHER_DIGIT.sub(lambda digit: str(unicodedata.digit(digit[0])), text)
     return text.casefold().replace("{,}", ",").replace("\\!", "")
 
 

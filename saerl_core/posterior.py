@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import numpy as np
 import polars as pl
-from scipy.stats import beta
 
 _ROUNDING = 1e-9  # of discounted sums
 
@@ -31,30 +30,6 @@ def posterior_mean(prior: np.ndarray, successes: np.ndarray, trials: np.ndarray,
     """
     _check(prior, successes, trials, strength)
     return (strength * prior + successes) / (strength + trials)
-
-
-def posterior_interval(prior: np.ndarray, successes: np.ndarray, trials: np.ndarray, strength: float,
-                       mass: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
-    """Central interval of the same posterior.
-
-    Args:
-        prior: float [n], strictly between 0 and 1: at its ends the Beta prior is a point.
-        successes: See `posterior_mean`.
-        trials: See `posterior_mean`.
-        strength: See `posterior_mean`.
-        mass: Probability inside.
-
-    Returns:
-        (low, high), float [n] each.
-
-    Raises:
-        ValueError: see `posterior_mean`.
-    """
-    _check(prior, successes, trials, strength)
-    if np.any((prior <= 0) | (prior >= 1)):
-        raise ValueError("a prior of 0 or 1 has no interval")
-    right, wrong = strength * prior + successes, strength * (1 - prior) + trials - successes
-    return beta.ppf((1 - mass) / 2, right, wrong), beta.ppf((1 + mass) / 2, right, wrong)
 
 
 def discount(observed: pl.DataFrame, decay: float) -> pl.DataFrame:

@@ -16,7 +16,7 @@ from typing import Any
 
 import polars as pl
 
-from saerl_core.config import ColumnsConfig, DataConfig, SourceConfig
+from saerl_core.config import PRESETS, ColumnsConfig, DataConfig, SourceConfig
 from saerl_core.errors import DataError
 from saerl_core.hashing import hash_value
 from saerl_core.readers import Record, read_rows
@@ -63,10 +63,11 @@ def read_table(files: Sequence[Path], source: SourceConfig, framing: DataConfig,
     Raises:
         DataError: file, row and field of the first bad row, and how many there are.
     """
-    columns, pattern = source.effective_columns(), source.effective_answer_pattern()
-    answer_pattern = re.compile(pattern, re.MULTILINE) if pattern else None
+    columns = source.columns
+    answer_pattern = re.compile(source.answer_pattern, re.MULTILINE) if source.answer_pattern else None
     wanted = {name for name in columns.model_dump().values() if name}
-    missing = {name for name in _OPTIONAL if name in source.columns.model_fields_set and getattr(columns, name)}
+    usual = PRESETS[source.preset].columns if source.preset else ColumnsConfig()  # a copy of the data may lack these
+    missing = {name for name in _OPTIONAL if getattr(columns, name) not in (None, getattr(usual, name))}
     frames, rows, problems = [], [], []
     ids: dict[str, str] = {}
     record: Record = {}
@@ -222,9 +223,10 @@ def _answer(value: Any, column: str, pattern: re.Pattern[str] | None) -> str:
     answer = str(value)
     if pattern is not None:
         found = pattern.search(answer)
-        if found is None:
+        matched = next((group for group in found.groups() if group is not None), None) if found else None
+        if matched is None:
             raise ValueError(f"{column} does not match data.answer_pattern: {_brief(answer)}")
-        answer = found.group(1)
+        answer = matched
     if not answer.strip():
         raise ValueError(f"{column} is empty")
     return answer.strip()

@@ -18,6 +18,9 @@ from saerl_core.errors import DataError
 
 Record = dict[str, Any]
 _BATCH_ROWS = 1024
+_ARROW_FILE = b"ARROW1"
+_UNREADABLE = (OSError, EOFError, UnicodeDecodeError, OverflowError, zlib.error, pa.ArrowException, csv.Error)
+csv.field_size_limit(1 << 27)  # characters; a solution is longer than the default
 
 
 class Row(NamedTuple):
@@ -48,7 +51,7 @@ def read_rows(files: Sequence[Path], columns: Collection[str] = ()) -> Iterator[
             yield from (Row(file, place, record) for place, record in reader(file, columns))
         except FileNotFoundError as error:
             raise DataError(f"{file}: no such file (data paths are relative to the config file)") from error
-        except (OSError, EOFError, UnicodeDecodeError, zlib.error, pa.ArrowException, csv.Error) as error:
+        except _UNREADABLE as error:
             hint = "; save it as UTF-8" if isinstance(error, UnicodeDecodeError) else ""
             raise DataError(f"{file}: cannot be read: {' '.join(str(error).split())}{hint}") from error
 
@@ -119,9 +122,13 @@ def _read_parquet(file: Path, columns: Collection[str]) -> Iterator[tuple[str, R
 
 
 def _read_arrow(file: Path, columns: Collection[str]) -> Iterator[tuple[str, Record]]:
-    with pa.memory_map(str(file)) as mapped, pa.ipc.open_stream(mapped) as table:
-        wanted = _wanted(table.schema.names, columns)
-        yield from _numbered(_sound(batch.select(wanted) if wanted else batch) for batch in table)
+    with pa.memory_map(str(file)) as mapped:
+        whole = mapped.read(len(_ARROW_FILE)) == _ARROW_FILE  # the format with a footer; else a stream
+        mapped.seek(0)
+        with (pa.ipc.open_file if whole else pa.ipc.open_stream)(mapped) as table:
+            wanted = _wanted(table.schema.names, columns)
+            batches = map(table.get_batch, range(table.num_record_batches)) if whole else table
+            yield from _numbered(_sound(batch.select(wanted) if wanted else batch) for batch in batches)
 
 
 def _sound(batch: pa.RecordBatch) -> pa.RecordBatch:

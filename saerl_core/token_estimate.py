@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from saerl_core.errors import ModelError
+from saerl_core.models import refused
 
 CHARACTERS_PER_TOKEN = 3.5
 """A guess, where no tokenizer is at hand."""
@@ -28,7 +29,7 @@ def token_counts(folder: Path | None, prompts: Sequence[list[dict[str, str]]], *
         Counts; guessed from the number of characters where the folder holds no `tokenizer.json`.
 
     Raises:
-        ModelError: `tokenizer.json` is broken.
+        ModelError: `tokenizer.json` is broken, or the template refuses a prompt.
     """
     texts = ["\n\n".join(message["content"] for message in chat) for chat in prompts]
     if folder is None or not (folder / "tokenizer.json").is_file():
@@ -39,6 +40,8 @@ def token_counts(folder: Path | None, prompts: Sequence[list[dict[str, str]]], *
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception as error:  # its library raises nothing more special
         raise ModelError(f"{folder}: no usable tokenizer: {' '.join(str(error).split())[:200]}") from error
+    tokenizer.no_padding()  # as transformers sets it
+    tokenizer.no_truncation()
     rendered = _render(folder, prompts) if chat_template else None
     encoded = tokenizer.encode_batch(rendered or texts, add_special_tokens=rendered is None)
     return [float(len(one)) for one in encoded]
@@ -55,8 +58,13 @@ def _render(folder: Path, prompts: Sequence[list[dict[str, str]]]) -> list[str] 
     if not isinstance(source, str):
         return None
     tokens = {name: settings[name] for name in ("bos_token", "eos_token") if isinstance(settings.get(name), str)}
+
+    def refuse(words: str) -> None:
+        raise ModelError(refused(folder, ValueError(words)))
+
     sandbox = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
                                             extensions=["jinja2.ext.loopcontrols"])
+    sandbox.globals["raise_exception"] = refuse
     try:
         template = sandbox.from_string(source)
         return [template.render(messages=chat, add_generation_prompt=True, **tokens) for chat in prompts]

@@ -1,13 +1,14 @@
 """How a stage is remembered: by what goes in, never by where it lies or which run asked.
 
 A stage's cache key is made of its name, its version, and the content of its arguments: the hash of a reference, the
-non-incidental fields of a config section, plain values as they are. Paths are left out.
+non-incidental fields of a config section, plain values as they are. Paths are left out, but for the workspace's own:
+results name places in it, so a copy of a workspace must not take the original's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -30,13 +31,15 @@ class ContentKey(CachePolicy):
     """Raised whenever the stage's code gives other results for the same input."""
     of: tuple[str, ...] | None = None
     """The arguments that count. Default: all."""
+    workspace: str = ""
+    """Where the results lie."""
 
     def compute_key(self, task_ctx: TaskRunContext, inputs: dict[str, Any], flow_parameters: dict[str, Any],
                     **kwargs: Any) -> str:
         """The key: `<stage>-<hash>`."""
         names = sorted(inputs) if self.of is None else self.of
         values = {name: _content(inputs[name]) for name in names}
-        return f"{self.name}-{hash_value([self.version, values])}"
+        return f"{self.name}-{hash_value([self.version, self.workspace, values])}"
 
 
 def _content(value: Any) -> Any:
@@ -72,4 +75,7 @@ def stage(name: str, version: int, *, of: tuple[str, ...] | None = None,
 
 def keep_results(stage: Task[P, R], root: Path) -> Task[P, R]:
     """The stage with its results kept in a workspace: they live and die with what they refer to."""
-    return stage.with_options(result_storage=root / "results")
+    kept = stage.with_options(result_storage=root / "results")
+    if not isinstance(stage.cache_policy, ContentKey):
+        return kept
+    return kept.with_options(cache_policy=replace(stage.cache_policy, workspace=str(root.resolve())))

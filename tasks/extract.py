@@ -17,7 +17,7 @@ from saerl_core.artifact import ArtifactRef
 from saerl_core.backbone import Backbone
 from saerl_core.config import FeaturesConfig
 from saerl_core.controls import RESIDUAL
-from saerl_core.device import choose_device, has_gpu
+from saerl_core.device import choose_device, has_gpu, release_memory
 from saerl_core.extract import extract_tokens, load_reader
 from saerl_core.hashing import hash_value
 from saerl_core.models import load_tokenizer, render_all
@@ -222,10 +222,8 @@ def kept_segments(store: Path, sources: Iterable[ArtifactRef]) -> Iterator[list[
 def _leave_gpu() -> None:
     """Let go of the reader where it holds memory that a trainer will want."""
     if has_gpu():
-        import torch
-
         reader.cache_clear()
-        torch.cuda.empty_cache()
+        release_memory()
 
 
 def _compact(root: Path, store: Path) -> None:

@@ -91,13 +91,16 @@ def api_key(server: ServerConfig) -> str | None:
     """The key that `labels.server.api_key_env` names, from the environment.
 
     Raises:
-        ConfigError: the variable is not set.
+        ConfigError: the variable is not set, or holds what cannot be a key.
     """
     if server.api_key_env is None:
         return None
-    key = os.environ.get(server.api_key_env)
+    key = os.environ.get(server.api_key_env, "").strip()  # of what a file's last line leaves
     if not key:
         raise ConfigError(f"labels.server.api_key_env: the environment variable {server.api_key_env} is not set")
+    if not (key.isascii() and key.isprintable()):  # else the HTTP library quotes it in its error
+        raise ConfigError(f"labels.server.api_key_env: the environment variable {server.api_key_env} holds characters "
+                          "that no key has")
     return key
 
 

@@ -50,11 +50,12 @@ def likelihood(root: Path, table: ArtifactRef, policy_path: Path, policy_hash: s
 def _read(policy: Policy, chunk: pl.DataFrame, answer_format: str, seed: int) -> pl.DataFrame:
     messages = chunk["messages"].to_list()
     answers = chunk["answer"].to_list()
-    prompt_nll, answer_nll = core.nll(policy, messages, [answer_format.format(answer=answer) for answer in answers])
+    prompt_nll, answer_nll = core.nll(policy, messages,
+                                      [answer_format.replace("{answer}", answer) for answer in answers])
     wrong = {row: text for row, (key, answer) in enumerate(zip(chunk["key"], answers, strict=True))
              if (lot := draw(key, seed)) % _TRIED_WRONG == 0 and (text := core.wrong_answer(answer, lot)) is not None}
     _, wrong_nll = core.nll(policy, [messages[row] for row in wrong],
-                            [answer_format.format(answer=text) for text in wrong.values()])
+                            [answer_format.replace("{answer}", text) for text in wrong.values()])
     spread = np.full(chunk.height, np.nan, dtype=np.float32)
     spread[list(wrong)] = wrong_nll
     return pl.DataFrame({"key": chunk["key"], "prompt_nll": prompt_nll, "answer_nll": answer_nll,

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from saerl_core import models
 from saerl_core.config import RunConfig
+from saerl_core.device import release_memory
 from saerl_core.rl.check import check_job
 from saerl_core.rl.job import VerlJob, build_job
 from saerl_core.rl.launch import TrainProgress, run_job
@@ -30,7 +31,6 @@ class Trained(BaseModel):
     metrics: Path
     steps: int
     steps_run_now: int
-    resumed_from: int | None
 
     @model_validator(mode="after")
     def _intact(self) -> Self:
@@ -50,12 +50,12 @@ def plan_job(config: RunConfig, manifest: Path, heldout_parquet: Path, policy_ha
 def train(job: VerlJob, identity: str) -> Trained:
     """Check the job with verl's own code, run it to the end, resume it where it stopped."""
     check_job(job)
+    release_memory()
     progress = Progress("train", "steps")
     with device_slot("cuda" if job.engine == "gpu" else "cpu"):
         result = run_job(job, lambda step: progress(step.step, step.steps, _note(step)))
     return Trained(checkpoint=result.checkpoint, sha256=models.model_hash(result.checkpoint), run_dir=job.run_dir,
-                   metrics=result.metrics, steps=result.steps, steps_run_now=result.steps_run_now,
-                   resumed_from=result.resumed_from)
+                   metrics=result.metrics, steps=result.steps, steps_run_now=result.steps_run_now)
 
 
 def _note(step: TrainProgress) -> str:

@@ -68,6 +68,9 @@ def main() -> None:
             sys.stderr.write(f"saerl: {error.filename or 'a file'}: {error.strerror}: name a place that you may write "
                              "to (`workspace`, or where the result goes)\n")
             sys.exit(2)
+        if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP):
+            sys.stderr.write(f"saerl: {error.filename or 'a file'}: {error.strerror}: name another place\n")
+            sys.exit(2)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         sys.stderr.write(f"saerl: {error.filename or 'a file'}: {error.strerror}; nothing half-written was kept: make "

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from flows.cli.conventions import AsJson, ConfigArgument, ManifestArgument, Overrides, load, print_json, tell
 from saerl_core.config import RunConfig
-from saerl_core.errors import ServerError
 
 if TYPE_CHECKING:
     from flows.stages import StageRecord
@@ -104,20 +103,15 @@ def finish(go: Callable[[], dict[str, Any]], as_json: bool, show: Callable[[dict
         only: Which stages get a line when they end. Default: all.
 
     Raises:
-        ServerError: the Prefect server went away.
+        ServerError: the Prefect server is away, or refuses.
     """
-    import httpx
-
+    from flows.events import answered
     from flows.guard import guard
     from flows.terminal import watching
 
     guard()  # Prefect's server and verl's processes end with this one, however it ends
-    with watching(only):
-        try:
-            outcome = go()
-        except httpx.TransportError as error:
-            raise ServerError(f"the Prefect server went away ({type(error).__name__}: {error}): start it again, then "
-                              "run the same command: it goes on where it stopped") from error
+    with watching(only), answered("run the same command: it goes on where it stopped"):
+        outcome = go()
     if as_json:
         print_json(outcome)
     else:

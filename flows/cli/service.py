@@ -12,7 +12,8 @@ from saerl_core.errors import ConfigError
 
 def serve(
     config: ConfigArgument = None, overrides: Overrides = None,
-    port: Annotated[int | None, typer.Option(help="The server's port. Default: 4200 if free, else a free one.")] = None,
+    port: Annotated[int | None, typer.Option(
+        min=1, max=65535, help="The server's port. Default: 4200 if free, else a free one.")] = None,
 ) -> None:
     """Keep a config going on this machine: server, UI, worker, watcher and deployments, until Ctrl-C.
 
@@ -36,9 +37,12 @@ def deploy(config: ConfigArgument = None, overrides: Overrides = None, as_json: 
     again after a change of the config. `saerl serve` needs none of this.
     """
     from flows.deploy import deploy as deploy_config
+    from flows.events import answered
 
     _need_server("saerl deploy")
-    names = deploy_config(load(config, overrides))
+    settings = load(config, overrides)
+    with answered("deploy again"):
+        names = deploy_config(settings)
     if as_json:
         print_json({"deployments": names})
     else:

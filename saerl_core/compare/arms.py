@@ -15,14 +15,15 @@ from saerl_core.errors import ConfigError
 
 _UNMIXED = {"schedule.clusters_per_batch": None, "schedule.tail_mix": 0.0}
 _SHUFFLED = {**_UNMIXED, "schedule.fading": 1.0, "schedule.stages": 1}
-_UNORDERED = {"difficulty.method": "none", "schedule.max_difficulty": 1.0, "schedule.min_difficulty": 0.0}
 _UNFILTERED = {"quality.method": "none", "quality.suspect_answers": 0.0}
 _UNLABELLED = {"labels.source": "none"}
+_UNBANDED = {"schedule.max_difficulty": 1.0, "schedule.min_difficulty": 0.0}
+_UNORDERED = {**_UNBANDED, "difficulty.method": "none"}
 
 BUILT_IN: dict[str, tuple[str, dict[str, Any]]] = {
     "vanilla": ("plain GRPO: everything, in random order",
                 {**_SHUFFLED, **_UNORDERED, **_UNFILTERED, **_UNLABELLED,
-                 "hygiene.near_duplicate_overlap": None, "coverage.budget": None}),
+                 "hygiene.near_duplicate_overlap": None, "hygiene.sae_similarity": None, "coverage.budget": None}),
     "saerl": ("the config as it stands", {}),
     "diversity": ("clusters decide which prompts share a batch, and nothing else is done",
                   {**_UNORDERED, **_UNFILTERED, **_UNLABELLED}),
@@ -32,11 +33,11 @@ BUILT_IN: dict[str, tuple[str, dict[str, Any]]] = {
     "no-difficulty": ("all but the order and the band", {**_UNORDERED, **_UNLABELLED}),
     "no-quality": ("all but the filter", _UNFILTERED),
     "length": ("all, with the prompt's length for its difficulty",
-               {**_UNLABELLED, "difficulty.method": "length", "schedule.max_difficulty": 1.0}),
+               {**_UNLABELLED, **_UNBANDED, "difficulty.method": "length"}),
     "nll": ("all, with the policy's surprise at the prompt for its difficulty",
-            {**_UNLABELLED, "difficulty.method": "nll", "schedule.max_difficulty": 1.0}),
+            {**_UNLABELLED, **_UNBANDED, "difficulty.method": "nll"}),
     "level": ("all, with the data set's own level for its difficulty",
-              {**_UNLABELLED, "difficulty.method": "level", "schedule.max_difficulty": 1.0}),
+              {**_UNLABELLED, **_UNBANDED, "difficulty.method": "level"}),
     "dense": ("all, on the residual stream itself in place of SAE features",
               {"features.encoder": "residual", "clusters.weights": "deviation", "hygiene.sae_similarity": None}),
     "random-projection": ("all, on a random dictionary in place of the SAE's", {"features.encoder": "random"}),
@@ -72,7 +73,8 @@ def arm_fields(comparison: CompareConfig, name: str) -> dict[str, Any]:
         arm = comparison.arms.get(begin)
         built_in = BUILT_IN.get(begin)
         if arm is None and built_in is None:
-            raise ConfigError(f"compare.arms.{seen[-2]}.like: no arm {begin!r}; built in: {', '.join(BUILT_IN)}")
+            asked = f"compare.arms.{seen[-2]}.like" if len(seen) > 1 else "compare.arms"
+            raise ConfigError(f"{asked}: no arm {begin!r}; built in: {', '.join(BUILT_IN)}")
         own = dict(arm.set) if arm else {}
         if built_in and (arm is None or arm.like is None):
             own = {**built_in[1], **own}
@@ -127,9 +129,15 @@ def check_arms(config: RunConfig) -> None:
     """Make the config of every arm with every seed, as the comparison will.
 
     Raises:
-        ConfigError: see `arm_config`.
+        ConfigError: see `arm_config`; or an arm's `drop_like` is no arm, or says nothing.
     """
-    for name in config.compare.arms:
+    for name, arm in config.compare.arms.items():
+        model = random_filter_of(config.compare, name)
+        if model is not None:
+            arm_fields(config.compare, model)
+        elif arm.drop_like:
+            raise ConfigError(f"compare.arms.{name}.drop_like = {arm.drop_like!r}: this arm drops nothing by lot, or "
+                              "says itself how much (quality.drop_share)")
         for seed in seeds_of(config.compare, name):
             made = arm_config(config, name, seed, 0.0 if random_filter_of(config.compare, name) else None)
             round_config(made, 0, config.compare.arms[name].rounds, None)

@@ -65,7 +65,8 @@ def curation_flops(config: RunConfig, header: Mapping[str, Any], reader: Size, p
     per_prompt = tokens / header["health"]["prompts"]
     method, quality = config.difficulty.method, config.quality
     read = 0.0
-    if method in _FROM_FEATURES or quality.fitted or config.schedule.clusters_per_batch or config.coverage.budget:
+    if (method in _FROM_FEATURES or quality.fitted or config.schedule.clusters_per_batch or config.coverage.budget
+            or config.hygiene.sae_similarity):
         read += tokens
     if quality.damages:
         read += per_prompt * header["quality"]["bad"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -86,9 +86,26 @@ class SourceConfig(Section):
     preset: Literal["gsm8k", "math", "hendrycks_math", "deepscaler", "deepmath", "dapo", "verl", "saerl"] | None = None
     """Columns of a known data set. `columns` overrides it, field by field."""
     columns: ColumnsConfig = ColumnsConfig()
-    """Column names, where no preset fits."""
+    """Column names, where no preset fits, or where it fits but for some."""
     answer_pattern: str | None = None
-    """A regular expression; its first group is the answer (`Answer: (.+)$`). Default: the preset's, if it has one."""
+    """A regular expression; its group is the answer (`Answer: (.+)$`), of several the first that matches. Default: the
+    preset's, if it has one and its answer column is used."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset_fills_in(cls, tree: Any) -> Any:
+        """Here and at no other place, so that a config which was written out and read again says the same."""
+        if not isinstance(tree, dict) or tree.get("preset") not in PRESETS:
+            return tree
+        preset, given = PRESETS[tree["preset"]], tree.get("columns", {})
+        if isinstance(given, ColumnsConfig):
+            given = given.model_dump(exclude_unset=True)
+        if not isinstance(given, dict):
+            return tree
+        filled = {**tree, "columns": {**preset.columns.model_dump(), **given}}
+        if tree.get("answer_pattern") is None and "answer" not in given:
+            filled["answer_pattern"] = preset.answer_pattern
+        return filled
 
     @field_validator("answer_pattern")
     @classmethod
@@ -112,17 +129,6 @@ class SourceConfig(Section):
         elif not re.fullmatch(r"[\w.-]+/[\w.-]+", self.path.removeprefix(HUB_PREFIX)):
             raise ValueError(f"path = {self.path!r}: expected hub:owner/name")
         return self
-
-    def effective_columns(self) -> ColumnsConfig:
-        """The preset's columns, overridden by those that the config names."""
-        base = PRESETS[self.preset].columns if self.preset else ColumnsConfig()
-        return base.model_copy(update={name: getattr(self.columns, name) for name in self.columns.model_fields_set})
-
-    def effective_answer_pattern(self) -> str | None:
-        """The config's pattern, or the preset's where that one's answer column is used."""
-        if self.answer_pattern is None and self.preset and "answer" not in self.columns.model_fields_set:
-            return PRESETS[self.preset].answer_pattern
-        return self.answer_pattern
 
 
 class DataConfig(SourceConfig):

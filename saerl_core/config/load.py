@@ -28,7 +28,7 @@ def load_config(path: Path, overrides: tuple[str, ...] = (), base: Path | None =
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as text: {error}") from error
     try:
-        tree = yaml.safe_load(text)
+        tree = _Loader(text).get_single_data()
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none is a ValueError
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
@@ -48,6 +48,16 @@ def build_config(tree: dict[str, Any], base: Path, where: str = "config") -> Run
         return RunConfig.model_validate({"base": str(base), **tree})
     except ValidationError as error:
         raise ConfigError(f"{where}: {_first_line(error)}") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe, and a key that stands twice is an error: the later one would win without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if key.value != "<<"]  # merged: those in here win
+        if twice := next((key for key in keys if keys.count(key) > 1), None):
+            raise yaml.constructor.ConstructorError(None, None, f"{twice!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def _override(tree: dict[str, Any], override: str) -> None:

@@ -51,7 +51,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _methods_have_their_columns(self) -> Self:
-        columns = self.data.effective_columns()
+        columns = self.data.columns
         if self.difficulty.method == "level" and columns.level is None:
             raise ValueError("difficulty.method is 'level' but data.columns.level names none: name the column, or set "
                              "difficulty.method: ridge")
@@ -64,10 +64,10 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _labels_have_a_source(self) -> Self:
-        if self.labels.source == "column" and self.data.effective_columns().pass_rate is None:
+        if self.labels.source == "column" and self.data.columns.pass_rate is None:
             raise ValueError("labels.source is 'column' but data.columns.pass_rate names none: "
                              "name the column, or set labels.source: rollouts")
-        if self.labels.source == "level" and self.data.effective_columns().level is None:
+        if self.labels.source == "level" and self.data.columns.level is None:
             raise ValueError("labels.source is 'level' but data.columns.level names none: "
                              "name the column, or set labels.source: rollouts")
         if self.labels.source == "server" and self.labels.server is None:

@@ -35,6 +35,7 @@ WIDE, HALF = 960, 460
 _SETTINGS = {
     "svg.fonttype": "none",  # text stays text: it takes the page's font and colour, and can be searched
     "svg.hashsalt": "saerl",
+    "text.parse_math": False,  # a subject's name may hold a dollar
     "font.size": 11, "axes.titlesize": 12, "axes.labelsize": 11, "xtick.labelsize": 10.5, "ytick.labelsize": 10.5,
     "legend.fontsize": 10.5, "legend.frameon": False, "legend.handlelength": 1.2, "legend.borderpad": 0,
     "text.color": LIGHT["ink"], "axes.labelcolor": LIGHT["soft"], "axes.titlecolor": LIGHT["ink"],

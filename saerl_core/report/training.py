@@ -25,7 +25,6 @@ _SERIES = {
     "response_length_mean": "Mean response length (tokens)",
     "response_clipped_share": "Share of answers cut at the limit",
     "entropy": "Entropy",
-    "reward_std": "Spread of the reward (standard deviation)",
     "ppo_kl": "KL to the sampling policy",
     "kl": "KL to the initial policy",
     "clipfrac": "Share of clipped tokens",

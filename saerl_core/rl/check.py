@@ -133,8 +133,8 @@ def _dry_run(mode: str, python: str, overrides: tuple[str, ...], environment: di
             command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
             timeout=_TIMEOUT_SECONDS, check=False,
         )
-    except FileNotFoundError as error:
-        raise TrainError(f"train.python: no interpreter at {python}") from error
+    except OSError as error:
+        raise TrainError(f"train.python: {python} cannot be run: {error.strerror}") from error
     except subprocess.TimeoutExpired as error:
         raise TrainError(f"verl's dry run took longer than {_TIMEOUT_SECONDS:.0f} s") from error
     lines = done.stdout.strip().splitlines()

@@ -44,15 +44,9 @@ class TrainProgress:
 
     step: int
     steps: int
-    seconds: float | None
     reward_mean: float | None
     heldout_accuracy: float | None
     """Only at steps with a validation."""
-    response_length_mean: float | None
-    ppo_kl: float | None
-    clipfrac: float | None
-    entropy: float | None
-    grad_norm: float | None
 
 
 class TrainResult(BaseModel):
@@ -239,14 +233,8 @@ def _progress(row: dict[str, Any], steps: int) -> TrainProgress:
     return TrainProgress(
         step=row["step"],
         steps=steps,
-        seconds=row["seconds"],
         reward_mean=row["reward_mean"],
         heldout_accuracy=row[HELDOUT],
-        response_length_mean=row["response_length_mean"],
-        ppo_kl=row["ppo_kl"],
-        clipfrac=row["clipfrac"],
-        entropy=row["entropy"],
-        grad_norm=row["grad_norm"],
     )
 
 

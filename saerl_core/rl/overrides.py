@@ -1,7 +1,7 @@
 """verl's settings as hydra overrides: how a value is spelled, and which keys belong to SAERL.
 
-A manifest is an order of prompts. verl keeps that order only under certain settings (see `order_overrides` in `job`),
-so a user's own overrides must not touch those: they are refused by name rather than silently outvoted.
+A manifest is an order of prompts. verl keeps that order only under certain settings (`settings._order_settings`), so
+a user's own overrides must not touch those: they are refused by name rather than silently outvoted.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import secrets
 import shutil
 import subprocess
@@ -25,6 +26,8 @@ from saerl_core.artifact import write_file
 RECORD = "process.json"
 TOKEN_VARIABLE = "SAERL_JOB_TOKEN"
 
+_TOKEN = re.compile(r"[0-9a-f]{32}")
+_RAY_DIR = re.compile(r"saerl-[0-9a-f]{8}")
 _LONGEST_RAY_DIR = 40  # Ray's socket names below it come to about 65 characters, and 107 is a unix socket's limit
 _END_SECONDS = 20.0
 
@@ -125,7 +128,12 @@ def _write(run_dir: Path, record: ProcessRecord) -> None:
 
 
 def _read(run_dir: Path) -> ProcessRecord | None:
+    """The record of an earlier attempt. One that names anything but a job's own is not believed: it would be ended."""
     try:
-        return ProcessRecord(**json.loads((run_dir / RECORD).read_text(encoding="utf-8")))
+        record = ProcessRecord(**json.loads((run_dir / RECORD).read_text(encoding="utf-8")))
+        ray_dir = Path(record.ray_dir)
+        own = (_TOKEN.fullmatch(record.token) and _RAY_DIR.fullmatch(ray_dir.name)
+               and ray_dir.parent in (Path(tempfile.gettempdir()), Path("/tmp")))
     except (OSError, ValueError, TypeError):
         return None
+    return record if own else None

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from saerl_core.errors import ModelError
-from saerl_core.models import UNREADABLE
+from saerl_core.models import UNREADABLE, render_all
 from saerl_core.rl.verl_side.saerl_sampling import Answer, SamplingRule, answer_seed, sample_answers, stop_ids_of
 
 Message = dict[str, str]
@@ -80,13 +80,12 @@ def load_policy(
 
 
 def encode_prompts(policy: Policy, messages: Sequence[Sequence[Message]]) -> list[list[int]]:
-    """Token ids of each chat, up to where the assistant begins to speak."""
-    return [
-        policy.tokenizer.apply_chat_template(
-            list(chat), add_generation_prompt=True, tokenize=True, return_dict=True
-        )["input_ids"]
-        for chat in messages
-    ]
+    """Token ids of each chat, up to where the assistant begins to speak.
+
+    Raises:
+        ModelError: the chat template refuses a chat.
+    """
+    return render_all(policy.tokenizer, [list(chat) for chat in messages], chat_template=True)
 
 
 def sample_texts(

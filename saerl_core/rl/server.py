@@ -7,7 +7,7 @@ back-off; whatever else the server says ends the work in one line.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,7 +59,7 @@ def served_models(config: ServerConfig, key: str | None) -> list[str]:
 
 
 def sample_texts(config: ServerConfig, key: str | None, messages: Sequence[Sequence[Message]], seeds: Sequence[int],
-                 sampling: Sampling, progress: Callable[[int, int], None] | None = None) -> list[list[str]]:
+                 sampling: Sampling) -> list[list[str]]:
     """`sampling.samples` answers per prompt, in the order of `messages`.
 
     Args:
@@ -68,29 +68,21 @@ def sample_texts(config: ServerConfig, key: str | None, messages: Sequence[Seque
         messages: n chats.
         seeds: n seeds below 2³¹, sent with the requests.
         sampling: What is asked for.
-        progress: Called with prompts done and prompts in all.
 
     Raises:
         ServerError: the server refuses, or is not there after all retries. One line.
     """
-    return asyncio.run(_sample_all(config, key, messages, seeds, sampling, progress))
+    return asyncio.run(_sample_all(config, key, messages, seeds, sampling))
 
 
 async def _sample_all(config: ServerConfig, key: str | None, messages: Sequence[Sequence[Message]],
-                      seeds: Sequence[int], sampling: Sampling,
-                      progress: Callable[[int, int], None] | None) -> list[list[str]]:
-    done = 0
+                      seeds: Sequence[int], sampling: Sampling) -> list[list[str]]:
     slots = asyncio.Semaphore(config.concurrency)
     limits = httpx.Limits(max_connections=config.concurrency)
     async with httpx.AsyncClient(headers=_headers(key), timeout=config.timeout_seconds, limits=limits) as client:
         async def sample(chat: Sequence[Message], seed: int) -> list[str]:
-            nonlocal done
             async with slots:
-                texts = await _sample_one(client, config, chat, seed, sampling)
-            done += 1
-            if progress is not None:
-                progress(done, len(messages))
-            return texts
+                return await _sample_one(client, config, chat, seed, sampling)
 
         try:
             async with asyncio.TaskGroup() as group:

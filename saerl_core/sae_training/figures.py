@@ -23,6 +23,10 @@ from saerl_core.sae import load_sae
 from saerl_core.sae_training.activations import read_documents
 
 _DOCUMENTS_AT_A_TIME = 64
+_DENSE_ELEMENTS = 1 << 25
+"""Activations of an SAE that are in memory at once, all features of a token at a time."""
+_LOGIT_TOKENS = 2048
+"""Tokens whose logits over the whole vocabulary are in memory at once."""
 
 
 @dataclass(frozen=True)
@@ -95,11 +99,11 @@ def measure_reconstruction(sae: Any, parts: Iterable[torch.Tensor]) -> Reconstru
 
     Args:
         sae: sae-lens's.
-        parts: Activations; at least one token in all.
+        parts: Activations h_ND; at least one token in all.
     """
     tokens, fired, error, squares = 0, 0.0, 0.0, 0.0
     sum_D, alive_S = torch.zeros(1), torch.zeros(1, dtype=torch.bool)
-    for h_ND in parts:
+    for h_ND in (chunk_ND for part_ND in parts for chunk_ND in part_ND.split(max(1, _DENSE_ELEMENTS // sae.cfg.d_sae))):
         h_ND = h_ND.float()
         acts_NS = sae.encode(h_ND)
         fires_NS = acts_NS > 0
@@ -126,14 +130,14 @@ def measure_cross_entropy(model: Any, layer: int, sae: Any, documents: Sequence[
         layer: The SAE reads the residual stream after it.
         sae: sae-lens's.
         documents: Token ids.
-        tokens_per_batch: Token budget of a forward pass.
+        tokens_per_batch: Token budget of a forward pass; never more than fit with their logits.
         sink_norm_ratio: See `extract.pooled_tokens`.
         bos: The token id of BOS, if there is one.
         progress: Called with (documents done, documents).
     """
     block = find_layers(model)[layer]
     sums, predicted, done = dict.fromkeys(("clean", "spliced", "ablated"), 0.0), 0, 0
-    for batch in batch_by_length([len(ids) for ids in documents], tokens_per_batch):
+    for batch in batch_by_length([len(ids) for ids in documents], min(tokens_per_batch, _LOGIT_TOKENS)):
         ids_BT, real_BT = pad([documents[i] for i in batch], model.device)
         known_BT = real_BT[:, 1:]
         for case in sums:

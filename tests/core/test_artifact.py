@@ -148,3 +148,12 @@ def test_the_header_lists_the_files_and_says_nothing_of_time(tmp_path: Path) -> 
     header = json.loads((make(tmp_path).path / artifact.HEADER).read_text())
     assert set(header) == {"what", "files"}
     assert set(header["files"]) == {"a.txt", "b.txt"}
+
+
+def test_threads_that_write_one_file_at_once_leave_one_of_their_versions(tmp_path: Path) -> None:
+    versions = [bytes([number]) * 10_000 for number in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(25):
+            list(pool.map(lambda data: artifact.write_file(tmp_path / "file", data), versions))
+            assert (tmp_path / "file").read_bytes() in versions
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -136,3 +136,27 @@ def test_rounds_share_the_budget_and_each_reads_and_trains_the_policy_so_far() -
     other_reader = config.model_copy(update={"features": config.features.model_copy(update={"model": "reader"})})
     assert round_config(other_reader, 1, 3, Path("/so-far")).features.model == "reader"
     assert round_config(config, 0, 1, None) == config
+
+
+def test_vanilla_and_cheaper_difficulties_keep_no_band_and_no_filter_of_the_configs() -> None:
+    config = make({"length": {}, "nll": {}, "level": {}}, hygiene={"sae_similarity": 0.9},
+                  schedule={"steps": 40, "batch_size": 8, "min_difficulty": 0.2, "max_difficulty": 0.9})
+    for name in config.compare.arms:
+        schedule = arm_config(config, name, 0).schedule
+        assert (schedule.min_difficulty, schedule.max_difficulty) == (0, 1)
+    assert arm_config(config, "vanilla", 0).hygiene.sae_similarity is None
+
+
+def test_arms_read_the_columns_of_the_configs_preset() -> None:
+    data = {"path": "rows.jsonl", "preset": "deepmath", "heldout": {"path": "heldout.jsonl", "preset": "gsm8k"}}
+    config = make({"saerl": {}}, data=data)
+    assert arm_config(config, "saerl", 0).data == config.data
+
+
+@pytest.mark.parametrize(("arm", "complaint"), [
+    ({"like": "random-filter", "drop_like": "mine"}, r"compare\.arms: no arm 'mine'"),
+    ({"drop_like": "saerl"}, r"compare\.arms\.a\.drop_like = 'saerl': this arm drops nothing by lot"),
+])
+def test_an_arm_can_only_drop_as_much_as_an_arm_that_there_is(arm: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        check_arms(make({"a": arm}))

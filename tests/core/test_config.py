@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from saerl_core.config import RunConfig, Section, build_config, content, load_config
+from saerl_core.config import PRESETS, RunConfig, Section, build_config, content, load_config
 from saerl_core.errors import ConfigError
 
 MINIMAL: dict[str, Any] = {
@@ -134,3 +134,26 @@ def test_every_field_has_a_docstring() -> None:
     direct = Section.__subclasses__()
     sections = direct + [child for section in direct for child in section.__subclasses__()]
     assert [name for section in sections for name in bare(section)] == []
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("columns", [{}, {"level": None}, {"answer": "key"}, {"prompt": "prompt"}], ids=str)
+def test_a_config_that_is_written_out_and_read_again_says_the_same(preset: str, columns: dict[str, Any]) -> None:
+    config = build(data={"preset": preset, "columns": columns, "heldout": {"path": "h.jsonl", "preset": preset}})
+    for unset in (False, True):
+        again = build_config(config.model_dump(mode="json", exclude_unset=unset), Path())
+        assert again == config
+        assert content(again) == content(config)
+
+
+def test_the_columns_that_are_read_are_in_the_cache_key_whatever_names_them() -> None:
+    keys = [content(build(data={"preset": "math", "columns": columns}).data)
+            for columns in ({}, {"level": None}, {"prompt": "prompt"})]
+    assert keys[0] != keys[1] != keys[2] != keys[0]
+
+
+def test_a_section_that_stands_twice_is_a_mistake(tmp_path: Path) -> None:
+    path = tmp_path / "saerl.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL) + "schedule: {batch_size: 64}\nschedule: {steps: 10}\n")
+    with pytest.raises(ConfigError, match=r"'schedule' stands twice in .*line"):
+        load_config(path)

@@ -7,6 +7,7 @@ from scipy.stats import spearmanr
 from saerl_core import difficulty
 from saerl_core.config import DifficultyConfig
 from saerl_core.difficulty import Labels, Seen
+from saerl_core.errors import DataError
 from saerl_core.features import FeatureRows
 from tests.core.test_probes import world
 
@@ -115,6 +116,12 @@ def test_rows_without_a_level_count_as_middling() -> None:
     rows, _ = world(n=5)
     plain = difficulty.read_off(rows, DifficultyConfig(method="level"), np.array([1, np.nan, 3, 5, 4.0]), None)
     assert plain.tolist() == [1, 3.5, 3, 5, 4]
+
+
+def test_levels_that_no_prompt_has_are_told() -> None:
+    rows, _ = world(n=3)
+    with pytest.raises(DataError, match=r"difficulty\.method is 'level', but no usable prompt has one"):
+        difficulty.read_off(rows, DifficultyConfig(method="level"), np.full(3, np.nan), None)
 
 
 def test_a_label_of_unknown_precision_stands_as_it_is() -> None:

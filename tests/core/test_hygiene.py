@@ -206,3 +206,11 @@ def test_copies_in_sae_space_are_those_of_a_dense_loop(threshold: float) -> None
     assert all(cosine == pytest.approx(unit[row] @ unit[first], abs=1e-5) for row, first, cosine in found)
     assert 0 < len(found) < len(dense)
     assert all(a < b for a, b in pairwise(row for row, _, _ in found))
+
+
+@pytest.mark.parametrize("text", ["小明有{}个苹果，又买了{}个苹果，现在有几个苹果？", "احسب {} + {}"])
+def test_numbers_of_any_script_tell_problems_apart(text: str) -> None:
+    digits = ["３４", "٣٤", "34"]
+    same = [(text.format(*pair), "7") for pair in digits]
+    other = [(text.format(*pair), "7") for pair in ("５２", "٥٢", "52")]
+    assert reasons([*same, *other]) == [None, "near_duplicate", "near_duplicate"] * 2

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saerl_core.posterior import discount, posterior_interval, posterior_mean
+from saerl_core.posterior import discount, posterior_mean
 
 rates = st.floats(0, 1)
 inner_rates = st.floats(0.1, 0.9)
@@ -48,7 +48,7 @@ def test_more_successes_never_lower_it(prior: float, trials: int, data: st.DataO
 
 @settings(max_examples=50, deadline=None)
 @given(inner_rates, counts(), st.floats(6, 40))
-def test_mean_and_interval_equal_a_brute_force_integration(
+def test_the_mean_equals_a_brute_force_integration(
     prior: float, count: tuple[float, float], strength: float
 ) -> None:
     successes, trials = count
@@ -58,11 +58,7 @@ def test_mean_and_interval_equal_a_brute_force_integration(
     x = np.sin(t) ** 2
     log_density = (2 * right - 1) * np.log(np.sin(t)) + (2 * wrong - 1) * np.log(np.cos(t))
     weight = np.exp(log_density - log_density.max())
-    share = np.cumsum(weight) / weight.sum()
     assert mean(prior, successes, trials, strength) == pytest.approx(float((weight * x).sum() / weight.sum()), abs=1e-4)
-    low, high = posterior_interval(np.array([prior]), np.array([successes]), np.array([trials]), strength, 0.9)
-    assert float(np.interp(low[0], x, share)) == pytest.approx(0.05, abs=2e-3)
-    assert float(np.interp(high[0], x, share)) == pytest.approx(0.95, abs=2e-3)
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 9), st.integers(0, 8)), min_size=1, max_size=20),

@@ -114,7 +114,10 @@ def test_normalising_twice_changes_nothing(text: str) -> None:
 
 def test_presets_can_be_overridden_field_by_field() -> None:
     source = SourceConfig(path="x", preset="gsm8k", columns=ColumnsConfig(prompt="problem"))
-    assert source.effective_columns() == ColumnsConfig(prompt="problem", answer="answer", solution="answer")
+    assert source.columns == ColumnsConfig(prompt="problem", answer="answer", solution="answer")
+    assert source.answer_pattern is not None
+    other = SourceConfig(path="x", preset="gsm8k", columns=ColumnsConfig(answer="key"))
+    assert other.answer_pattern is None
 
 
 LAYOUTS: dict[str, tuple[dict[str, Any], tuple[str, str, float | None]]] = {
@@ -173,3 +176,11 @@ def test_a_level_that_math_does_not_know_is_none(write_jsonl: Write) -> None:
     config = DataConfig(path="unused", columns=ColumnsConfig(level="level"))
     assert read(write_jsonl({**row(1), "level": "Level ?"}, {**row(2), "level": "Level 3"}), config)[
         "level"].to_list() == [None, 3.0]
+
+
+def test_of_a_pattern_with_several_groups_the_one_that_matches_is_the_answer(write_jsonl: Write) -> None:
+    config = DataConfig(path="unused", answer_pattern=r"#### (\S+)|\\boxed\{([^}]*)\}|none")
+    table = read(write_jsonl({**row(1), "answer": "#### 5"}, {**row(2), "answer": r"\boxed{6}"}), config)
+    assert table["answer"].to_list() == ["5", "6"]
+    with pytest.raises(DataError, match=r"does not match data\.answer_pattern"):
+        read(write_jsonl({**row(1), "answer": "none"}), config)

@@ -10,6 +10,7 @@ from typing import Any
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -216,3 +217,24 @@ def test_an_arrow_file_whose_offsets_point_out_of_it_is_a_data_error(tmp_path: P
     path.write_bytes(before + found[:4] + (2**30).to_bytes(4, "little") + after)
     with pytest.raises(DataError, match="cannot be read"):
         list(read_rows([path]))
+
+
+def test_arrow_files_are_read_in_both_of_arrows_formats(tmp_path: Path) -> None:
+    frame = pl.DataFrame({"prompt": ["a", "b"], "answer": ["1", "2"], "other": [1, 2]})
+    frame.write_ipc(tmp_path / "file.arrow")
+    frame.write_ipc_stream(tmp_path / "stream.arrow")
+    for name in ("file.arrow", "stream.arrow"):
+        rows = [row.record for row in read_rows([tmp_path / name], ["prompt", "answer"])]
+        assert rows == [{"prompt": "a", "answer": "1"}, {"prompt": "b", "answer": "2"}]
+
+
+def test_a_long_field_in_a_csv_file_is_no_fault(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.csv", [{"prompt": "p", "answer": "1", "solution": "x" * 200_000}])
+    assert len(next(iter(read_rows([path]))).record["solution"]) == 200_000
+
+
+def test_a_time_that_python_cannot_hold_is_named_with_its_file(tmp_path: Path) -> None:
+    column = pa.array([2**62], pa.timestamp("us"))
+    pq.write_table(pa.table({"prompt": ["p"], "at": column}), tmp_path / "x.parquet")
+    with pytest.raises(DataError, match=r"x\.parquet: cannot be read"):
+        list(read_rows([tmp_path / "x.parquet"]))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
 
 from saerl_core import locations, models
 from saerl_core.errors import ModelError
@@ -37,6 +39,27 @@ def test_a_template_in_the_tokenizers_settings_counts(lm: Path) -> None:
     (lm / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": template.read_text()}))
     template.unlink()
     assert token_counts(lm, PROMPTS, chat_template=True) == with_file
+
+
+def test_padding_and_truncation_that_a_file_has_stored_count_for_nothing(lm: Path) -> None:
+    expected = token_counts(lm, PROMPTS, chat_template=True)
+    tokenizer = Tokenizer.from_file(str(lm / "tokenizer.json"))
+    tokenizer.enable_padding(length=50)
+    tokenizer.enable_truncation(max_length=3)
+    tokenizer.save(str(lm / "tokenizer.json"))
+    assert token_counts(lm, PROMPTS, chat_template=True) == expected
+
+
+def test_a_template_that_refuses_a_prompt_says_so_before_the_run_and_in_it(lm: Path) -> None:
+    (lm / "chat_template.jinja").write_text("{% for m in messages %}{% if m.role == 'system' %}"
+                                            "{{ raise_exception('System role not supported') }}{% endif %}"
+                                            "{{ m.content }}{% endfor %}")
+    tokenizer = models.load_tokenizer(lm)
+    assert token_counts(lm, PROMPTS[:3], chat_template=True) == [
+        len(models.render(tokenizer, chat, chat_template=True)) for chat in PROMPTS[:3]]
+    for count in (partial(token_counts, lm), partial(models.render_all, tokenizer)):
+        with pytest.raises(ModelError, match=r"lm: its chat template refuses a prompt: System role not supported"):
+            count(PROMPTS, chat_template=True)
 
 
 def test_a_template_that_wants_more_is_left_out(lm: Path) -> None:

@@ -94,6 +94,15 @@ def test_the_server_has_them_once_with_forms_schedules_and_triggers(deployed: di
         ("train own on a new manifest", True)]
 
 
+def test_double_braces_in_a_config_reach_the_server_as_they_are(own: RunConfig, deployed: dict[str, Any]) -> None:
+    data = own.data.model_copy(update={"instruction": r"Answer as \frac{{a}}{{b}}. {{ $HOME }} {{ name }}"})
+    deploy(own.model_copy(update={"data": data, "name": "braces"}))
+    with get_client(sync_client=True) as client:
+        for name in ("curate/braces", "pipeline/braces"):
+            found = client.read_deployment_by_name(name)
+            assert RunConfig.model_validate(found.parameters["config"]).data.instruction == data.instruction
+
+
 def test_the_file_deploys_the_toy_with_one_command_from_the_repositorys_root(deployed: dict[str, Any]) -> None:
     done = subprocess.run([sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--prefect-file",
                            "deployments/prefect.yaml", "--all"], cwd=ROOT, env={**os.environ, "PWD": str(ROOT)},

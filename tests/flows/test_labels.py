@@ -93,7 +93,12 @@ def test_the_servers_key_is_read_from_the_variable_that_the_config_names(
         monkeypatch.delenv("SAERL_TEST_KEY", raising=False)
         with pytest.raises(ConfigError, match="SAERL_TEST_KEY is not set"):
             stage(config)
-        monkeypatch.setenv("SAERL_TEST_KEY", KEY)
+        for broken in (f"{KEY}\nX: y", f"{KEY}é"):
+            monkeypatch.setenv("SAERL_TEST_KEY", broken)
+            with pytest.raises(ConfigError, match="SAERL_TEST_KEY holds characters that no key has") as caught:
+                stage(config)
+            assert KEY not in str(caught.value)
+        monkeypatch.setenv("SAERL_TEST_KEY", f"{KEY}\r\n")
         stage(config)
     written = b"".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
     assert KEY.encode() not in written

@@ -18,7 +18,7 @@ from prefect.exceptions import ObjectNotFound
 
 from flows.curate import Curated, curate
 from saerl_core import gc, published
-from saerl_core.errors import ConfigError
+from saerl_core.errors import ConfigError, ServerError
 from saerl_core.manifest import verify_manifest
 from tasks.limits import device_slot
 from tests.flows.conftest import make_config
@@ -50,6 +50,32 @@ def test_a_manifest_is_announced_once_for_each_target(curated_once: tuple[Path, 
     (event,) = events("saerl.manifest.announced")
     assert event["event"] == "saerl.manifest.published"
     assert event["resource"]["saerl.path"] == str(curated_once[1].manifest.path)
+
+
+def test_an_event_that_the_server_did_not_take_is_sent_by_the_next_run(
+        curated_once: tuple[Path, Curated], monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_config(curated_once[0]).model_copy(update={"name": "away"})
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ServerError("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("flows.publish.emit", refuse)
+        with pytest.raises(ServerError):
+            curate(config)
+    assert events("saerl.manifest.away") == []
+    curate(config)
+    assert len(events("saerl.manifest.away")) == 1
+
+
+def test_a_copy_of_a_workspace_makes_its_own(curated_once: tuple[Path, Curated], tmp_path: Path,
+                                             forward_passes: list[int]) -> None:
+    shutil.copytree(curated_once[0] / "saerl-out", tmp_path / "saerl-out")
+    made = curate(make_config(tmp_path))
+    assert (made.id, forward_passes) == (curated_once[1].id, [])
+    named = [Path(path) for entry in made.stages for path in entry.artifacts]
+    assert named
+    assert all(path.is_relative_to(tmp_path) for path in [*named, made.manifest.path])
 
 
 def test_task_runs_say_what_and_how_much(curated_once: tuple[Path, Curated]) -> None:

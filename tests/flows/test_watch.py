@@ -14,10 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flows import watch
-from flows.events import ServerError
 from flows.watch import Change, Seen, Source
 from saerl_core.config import RunConfig
-from saerl_core.errors import DataError
+from saerl_core.errors import DataError, ServerError
 from tests.damage import cut, flip
 from tests.flows.conftest import make_config, toy_rows, write_rows
 

@@ -107,6 +107,13 @@ def test_hostile_and_long_names_are_text() -> None:
     assert "{{ 7 * 7 }}" in page
 
 
+def test_dollars_and_backslashes_in_a_subjects_name_are_text(two: Comparison) -> None:
+    name = r"costs $a_$ and \foo$"
+    named = [arm.model_copy(update={"groups": {"subject": {name: next(iter(arm.groups["subject"].values()))}}})
+             for arm in two.arms]
+    assert name in read(comparison_page(two.model_copy(update={"arms": named})))
+
+
 def test_the_same_comparison_gives_the_same_bytes(two: Comparison, page_of_two: str) -> None:
     again = Comparison.model_validate_json(two.model_dump_json())
     assert comparison_page(again) == page_of_two

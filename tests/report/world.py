@@ -110,7 +110,6 @@ def training(steps: int = 40, seed: int = 0) -> tuple[pl.DataFrame, dict[str, An
     metrics = pl.DataFrame({
         "step": step,
         "reward_mean": 0.24 + 0.22 * rise + rng.normal(0, 0.03, steps),
-        "reward_std": 0.42 + rng.normal(0, 0.01, steps),
         "response_length_mean": 22 + 4 * rise + rng.normal(0, 0.4, steps),
         "pg_loss": rng.normal(0, 0.01, steps),
         "ppo_kl": np.abs(rng.normal(0, 4e-4, steps)),

@@ -42,6 +42,18 @@ def test_reaping_ends_what_an_earlier_process_started(run_dir: Path) -> None:
     assert process.reap(run_dir) == 0
 
 
+@pytest.mark.parametrize("planted", [
+    {"ray_dir": "{elsewhere}"}, {"ray_dir": ""}, {"ray_dir": "/tmp/saerl-../x"}, {"token": None}, {"token": ""},
+    {"token": 7}])
+def test_a_record_that_names_what_no_job_has_is_not_believed(run_dir: Path, planted: dict[str, object]) -> None:
+    elsewhere = run_dir / "precious"
+    elsewhere.mkdir()
+    named = {name: str(elsewhere) if value == "{elsewhere}" else value for name, value in planted.items()}
+    (run_dir / process.RECORD).write_text(json.dumps({**asdict(process.new_record()), **named}))
+    assert process.reap(run_dir) == 0
+    assert elsewhere.is_dir()
+
+
 def test_a_recycled_pid_is_never_killed(run_dir: Path) -> None:
     bystander = psutil.Popen(_SLEEP)
     try:

@@ -118,6 +118,8 @@ def test_a_users_function_judges_and_its_file_is_its_identity(user_module: Any) 
     user_module("def same(response, answer):\n    return answer in response\n")
     second = load(name, folder)
     assert second.identity != first.identity
+    (folder / f"{name.split(':')[1]}.py").write_text("def same(response, answer):\n    return False\n")
+    assert load(name, folder).identity == second.identity  # of what this process runs, not of what lies there now
     assert second.score("it is 46", "46") == 1
 
 

@@ -10,6 +10,7 @@ import polars as pl
 import torch
 
 from saerl_core import artifact
+from saerl_core.manifest import VERSION
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -83,7 +84,7 @@ def save_manifest(root: Path, *, batch_size: int, batches: int, seed: int = 0) -
     rng = random.Random(seed)
     rows = [_row(rng, f"p{seed}-{index}", index, index // batch_size, "train") for index in range(batch_size * batches)]
     header = {
-        "format": 1,
+        "format": VERSION,
         "batch_size": batch_size,
         "batches": batches,
         "prompts": {"read": len(rows), "kept": len(rows), "dropped": 0},

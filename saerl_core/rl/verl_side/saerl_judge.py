@@ -16,8 +16,10 @@ import math
 import re
 import sys
 from collections.abc import Callable
+from functools import cache
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 Verify = Callable[[str, str], float]
@@ -93,7 +95,7 @@ def _imported(name: str, folder: str | None) -> tuple[Verify, str]:
     source = inspect.getsourcefile(function) or module.__file__
     if source is None:
         raise ValueError(f"{name}: has no source file, so a change in it could not be seen")
-    digest = hashlib.sha256(Path(source).read_bytes()).hexdigest()[:16]
+    digest = _digest(module, source)
 
     def verify(response: str, answer: str) -> float:
         score = function(response, answer)
@@ -102,6 +104,12 @@ def _imported(name: str, folder: str | None) -> tuple[Verify, str]:
         return float(score)
 
     return verify, f"{name}-{digest}"
+
+
+@cache
+def _digest(_module: ModuleType, source: str) -> str:
+    """Hash of a module's source file as it was when first asked for: an import, too, is for the life of a process."""
+    return hashlib.sha256(Path(source).read_bytes()).hexdigest()[:16]
 
 
 def _neighbour(name: str) -> Any:
