@@ -1,7 +1,7 @@
 """Which prompts share a batch, and in which order the batches come.
 
-Every cluster is a queue, from easy to hard. A batch is drawn from a few clusters that take turns; those that have
-most of their queue left go first, so that all clusters move through their difficulty at the same pace. Then each
+Every cluster is a queue, in random order or from easy to hard. A batch is drawn from a few clusters that take turns;
+those that have most of their queue left go first, so that all clusters are gone through at the same pace. Then each
 batch exchanges its tail with the next one's head ("moderate mixing"). The parameters bend each of these rules; the
 strategies that they reach are listed with `ScheduleConfig`.
 """
@@ -113,6 +113,8 @@ def outside_band(difficulty: np.ndarray, config: ScheduleConfig) -> dict[Schedul
 def _places(difficulty: np.ndarray, config: ScheduleConfig, rng: np.random.Generator) -> np.ndarray:
     """int64 [n]: each row's place in one global queue, all different; ties and fading by lot."""
     lot = rng.permutation(len(difficulty))
+    if config.order == "random":
+        return lot
     effort = difficulty if config.order == "easy_first" else -difficulty
     rank = _ranks(np.lexsort((lot, effort)))
     return _ranks(np.lexsort((lot, (1 - config.fading) * rank + config.fading * lot)))

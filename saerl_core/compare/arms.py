@@ -14,11 +14,11 @@ from saerl_core.config import ArmConfig, CompareConfig, RunConfig, build_config
 from saerl_core.errors import ConfigError
 
 _UNMIXED = {"schedule.clusters_per_batch": None, "schedule.tail_mix": 0.0}
-_SHUFFLED = {**_UNMIXED, "schedule.fading": 1.0, "schedule.stages": 1}
+_RANDOM = {"schedule.order": "random", "schedule.fading": 0.0, "schedule.stages": 1}
+_SHUFFLED = {**_UNMIXED, **_RANDOM}
+_UNORDERED = {"difficulty.method": "none", "schedule.max_difficulty": 1.0, "schedule.min_difficulty": 0.0}
 _UNFILTERED = {"quality.method": "none", "quality.suspect_answers": 0.0}
 _UNLABELLED = {"labels.source": "none"}
-_UNBANDED = {"schedule.max_difficulty": 1.0, "schedule.min_difficulty": 0.0}
-_UNORDERED = {**_UNBANDED, "difficulty.method": "none"}
 
 BUILT_IN: dict[str, tuple[str, dict[str, Any]]] = {
     "vanilla": ("plain GRPO: everything, in random order",
@@ -27,17 +27,18 @@ BUILT_IN: dict[str, tuple[str, dict[str, Any]]] = {
     "saerl": ("the config as it stands", {}),
     "diversity": ("clusters decide which prompts share a batch, and nothing else is done",
                   {**_UNORDERED, **_UNFILTERED, **_UNLABELLED}),
-    "difficulty": ("easy to hard, and nothing else", {**_UNMIXED, **_UNFILTERED}),
+    "difficulty": ("the band and the order of difficulty, and nothing else", {**_UNMIXED, **_UNFILTERED}),
     "quality": ("the quality probe filters, and nothing else is done", {**_SHUFFLED, **_UNORDERED, **_UNLABELLED}),
     "no-diversity": ("all but the clusters", _UNMIXED),
     "no-difficulty": ("all but the order and the band", {**_UNORDERED, **_UNLABELLED}),
     "no-quality": ("all but the filter", _UNFILTERED),
+    "easy-first": ("all, from easy to hard as in the paper", {"schedule.order": "easy_first"}),
     "length": ("all, with the prompt's length for its difficulty",
-               {**_UNLABELLED, **_UNBANDED, "difficulty.method": "length"}),
+               {**_UNLABELLED, "difficulty.method": "length"}),
     "nll": ("all, with the policy's surprise at the prompt for its difficulty",
-            {**_UNLABELLED, **_UNBANDED, "difficulty.method": "nll"}),
+            {**_UNLABELLED, "difficulty.method": "nll"}),
     "level": ("all, with the data set's own level for its difficulty",
-              {**_UNLABELLED, **_UNBANDED, "difficulty.method": "level"}),
+              {**_UNLABELLED, "difficulty.method": "level"}),
     "dense": ("all, on the residual stream itself in place of SAE features",
               {"features.encoder": "residual", "clusters.weights": "deviation", "hygiene.sae_similarity": None}),
     "random-projection": ("all, on a random dictionary in place of the SAE's", {"features.encoder": "random"}),
@@ -47,7 +48,8 @@ BUILT_IN: dict[str, tuple[str, dict[str, Any]]] = {
                       {"quality.method": "random"}),
 }
 """Name → what it is, and the fields that it changes. The arms of one part alone and the controls keep the config's
-settings of all that they do not mention."""
+settings of all that they do not mention. Where nothing is labelled, difficulty is a rank, and the config's band is a
+share of the prompts."""
 CONTROLS = ("length", "nll", "level", "dense", "random-projection", "shuffled-labels", "random-filter")
 """The built-in arms that put a cheaper signal, or none, in the place of one of the SAE's."""
 

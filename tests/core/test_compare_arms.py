@@ -62,16 +62,16 @@ def test_a_small_pool_is_gone_through_again_until_the_budget_is_spent() -> None:
 
 
 def test_an_arm_is_like_another_one_with_its_own_fields_on_top() -> None:
-    arms = comparison({"mine": {"like": "no-quality", "set": {"schedule.fading": 0.5}},
+    arms = comparison({"mine": {"like": "no-quality", "set": {"schedule.min_difficulty": 0.5}},
                        "deeper": {"like": "mine", "set": {"quality.method": "ridge"}}})
-    assert arm_fields(arms, "mine") == {**BUILT_IN["no-quality"][1], "schedule.fading": 0.5}
+    assert arm_fields(arms, "mine") == {**BUILT_IN["no-quality"][1], "schedule.min_difficulty": 0.5}
     assert arm_fields(arms, "deeper") == {**arm_fields(arms, "mine"), "quality.method": "ridge"}
-    assert "schedule.fading: 0.5" in describe("mine", arms.arms["mine"])
+    assert "schedule.min_difficulty: 0.5" in describe("mine", arms.arms["mine"])
 
 
 def test_a_built_in_arm_can_be_given_further_fields() -> None:
-    arms = comparison({"length": {"set": {"schedule.fading": 0.5}}})
-    assert arm_fields(arms, "length") == {**BUILT_IN["length"][1], "schedule.fading": 0.5}
+    arms = comparison({"length": {"set": {"schedule.min_difficulty": 0.5}}})
+    assert arm_fields(arms, "length") == {**BUILT_IN["length"][1], "schedule.min_difficulty": 0.5}
 
 
 @pytest.mark.parametrize(("arms", "words"), [
@@ -138,13 +138,14 @@ def test_rounds_share_the_budget_and_each_reads_and_trains_the_policy_so_far() -
     assert round_config(config, 0, 1, None) == config
 
 
-def test_vanilla_and_cheaper_difficulties_keep_no_band_and_no_filter_of_the_configs() -> None:
-    config = make({"length": {}, "nll": {}, "level": {}}, hygiene={"sae_similarity": 0.9},
-                  schedule={"steps": 40, "batch_size": 8, "min_difficulty": 0.2, "max_difficulty": 0.9})
-    for name in config.compare.arms:
-        schedule = arm_config(config, name, 0).schedule
-        assert (schedule.min_difficulty, schedule.max_difficulty) == (0, 1)
-    assert arm_config(config, "vanilla", 0).hygiene.sae_similarity is None
+def test_vanilla_keeps_nothing_of_what_the_config_does() -> None:
+    config = make({}, hygiene={"sae_similarity": 0.9}, schedule={
+        "steps": 40, "batch_size": 8, "min_difficulty": 0.2, "max_difficulty": 0.9, "order": "easy_first",
+        "fading": 0.5, "stages": 2})
+    vanilla = arm_config(config, "vanilla", 0)
+    assert vanilla.hygiene.sae_similarity is None
+    kept = vanilla.schedule.model_dump(include={"min_difficulty", "max_difficulty", "order", "fading", "stages"})
+    assert kept == {"min_difficulty": 0, "max_difficulty": 1, "order": "random", "fading": 0, "stages": 1}
 
 
 def test_arms_read_the_columns_of_the_configs_preset() -> None:

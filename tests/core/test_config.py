@@ -38,6 +38,8 @@ def build(**sections: Any) -> RunConfig:
     ({"schedule": {"min_difficulty": 0.9, "max_difficulty": 0.1}}, "schedule.min_difficulty (0.9) is larger than "
                                                                    "schedule.max_difficulty (0.1)"),
     ({"schedule": {"seed": -1}}, "schedule.seed = -1"),
+    ({"schedule": {"stages": 4}}, "schedule.stages = 4 needs an order by difficulty, but schedule.order is 'random'"),
+    ({"schedule": {"fading": 0.5}}, "schedule.fading = 0.5 needs an order by difficulty"),
     ({"coverage": {"budget": 10}}, "coverage.budget (10) is smaller than schedule.batch_size (32)"),
     ({"train": {"gpus": 3, "tensor_parallel": 2}}, "train.gpus (3) is not a multiple of train.tensor_parallel (2)"),
     ({"labels": {"source": "column"}}, "labels.source is 'column' but data.columns.pass_rate names none"),

@@ -19,14 +19,16 @@ def worlds(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, ScheduleConfig]:
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     batch_size = draw(st.integers(1, min(n, 16)))
     per_batch: st.SearchStrategy[Any] = st.sampled_from(["all", None]) | st.integers(1, batch_size)
+    order: Any = draw(st.sampled_from(["random", "easy_first", "hard_first"]))
+    ordered = order != "random"
     config = ScheduleConfig(
         batch_size=batch_size,
         clusters_per_batch=draw(per_batch),
         share=draw(st.sampled_from(["equal", "proportional"])),
         tail_mix=draw(st.floats(0, 1)),
-        order=draw(st.sampled_from(["easy_first", "hard_first"])),
-        stages=draw(st.integers(1, 30)),
-        fading=draw(st.sampled_from([0.0, 1.0]) | st.floats(0, 1)),
+        order=order,
+        stages=draw(st.integers(1, 30)) if ordered else 1,
+        fading=draw(st.sampled_from([0.0, 0.99]) | st.floats(0, 1, exclude_max=True)) if ordered else 0.0,
         steps=draw(st.none() | st.integers(1, 6)),
         epochs=draw(st.integers(1, 3)),
         reshuffle_epochs=draw(st.booleans()),
@@ -82,8 +84,9 @@ def _naive(kept: list[int], clusters: np.ndarray, difficulty: np.ndarray, config
     """Slot by slot, one prompt at a time. Clusters that are level are ordered by the lot that the seed draws."""
     rng = np.random.default_rng(config.seed)
     rng.permutation(len(clusters))
-    sign = 1 if config.order == "easy_first" else -1
-    kept = sorted(kept, key=lambda row: sign * difficulty[row])
+    lot = np.random.default_rng([config.seed, 0]).permutation(len(clusters))
+    effort = {"random": lot, "easy_first": difficulty, "hard_first": -difficulty}[config.order]
+    kept = sorted(kept, key=lambda row: effort[row])
     size = config.batch_size
     stages = min(config.stages, len(kept) // size)
     made: list[list[int]] = []
@@ -201,15 +204,24 @@ def test_uniform_sampling_gives_every_cluster_the_same_number_until_it_runs_dry(
 
 def test_without_clusters_the_order_is_one_global_queue() -> None:
     clusters, difficulty = world(n=320)
-    config = ScheduleConfig(batch_size=32, clusters_per_batch=None, tail_mix=0)
+    config = ScheduleConfig(batch_size=32, clusters_per_batch=None, tail_mix=0, order="easy_first")
     batches = make_schedule(clusters, difficulty, config).batches
     assert batches.ravel().tolist() == np.argsort(difficulty).tolist()
+
+
+def test_the_random_order_pays_no_heed_to_difficulty() -> None:
+    clusters, difficulty = world(n=3200)
+    batches = make_schedule(clusters, difficulty, ScheduleConfig(batch_size=32)).batches
+    assert (make_schedule(clusters, 1 - difficulty, ScheduleConfig(batch_size=32)).batches == batches).all()
+    means = difficulty[batches].mean(axis=1)
+    assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.3
+    assert (make_schedule(clusters, difficulty, ScheduleConfig(batch_size=32, seed=1)).batches != batches).any()
 
 
 def test_quartile_stages_come_one_after_the_other_and_keep_clusters_together() -> None:
     clusters, difficulty = world(n=1280)
     batches = make_schedule(clusters, difficulty, ScheduleConfig(
-        batch_size=32, clusters_per_batch=2, stages=4, tail_mix=0)).batches
+        batch_size=32, clusters_per_batch=2, stages=4, tail_mix=0, order="easy_first")).batches
     stages = np.split(difficulty[batches], 4)
     for easier, harder in pairwise(stages):
         assert easier.max() < harder.min()
@@ -219,16 +231,16 @@ def test_quartile_stages_come_one_after_the_other_and_keep_clusters_together() -
 def test_fading_lets_easy_prompts_thin_out_between_strict_order_and_none() -> None:
     clusters, difficulty = world(n=3200)
     spread, trend = {}, {}
-    for fading in (0.0, 0.5, 1.0):
+    for fading in (0.0, 0.5, 0.999):
         batches = make_schedule(clusters, difficulty, ScheduleConfig(
-            batch_size=32, clusters_per_batch=None, tail_mix=0, fading=fading)).batches
+            batch_size=32, clusters_per_batch=None, tail_mix=0, order="easy_first", fading=fading)).batches
         means = difficulty[batches].mean(axis=1)
         spread[fading] = difficulty[batches].std(axis=1).mean()
         trend[fading] = np.corrcoef(means, np.arange(len(means)))[0, 1]
-    assert spread[0.0] < 0.05 < 0.1 < spread[0.5] < 0.25 < spread[1.0]
+    assert spread[0.0] < 0.05 < 0.1 < spread[0.5] < 0.25 < spread[0.999]
     assert trend[0.0] > 0.999
     assert trend[0.5] > 0.9
-    assert abs(trend[1.0]) < 0.3
+    assert abs(trend[0.999]) < 0.3
 
 
 def test_tail_mixing_exchanges_the_asked_share_with_the_next_batch() -> None:
@@ -243,7 +255,7 @@ def test_tail_mixing_exchanges_the_asked_share_with_the_next_batch() -> None:
 def test_a_budget_of_steps_thins_every_cluster_evenly_and_keeps_the_whole_range() -> None:
     rng = np.random.default_rng(1)
     clusters, difficulty = rng.integers(0, 4, 1000), rng.random(1000)
-    schedule = make_schedule(clusters, difficulty, ScheduleConfig(batch_size=20, steps=10))
+    schedule = make_schedule(clusters, difficulty, ScheduleConfig(batch_size=20, steps=10, order="easy_first"))
     chosen = schedule.batches.ravel()
     assert len(chosen) == 200
     shares = np.bincount(clusters[chosen], minlength=4) / np.bincount(clusters, minlength=4)
@@ -255,14 +267,14 @@ def test_a_budget_of_steps_thins_every_cluster_evenly_and_keeps_the_whole_range(
 
 def test_a_cluster_that_gives_one_prompt_gives_its_middle_one() -> None:
     clusters, difficulty = np.repeat(np.arange(20), 11), np.tile(np.linspace(0, 1, 11), 20)
-    schedule = make_schedule(clusters, difficulty, ScheduleConfig(batch_size=20, steps=1))
+    schedule = make_schedule(clusters, difficulty, ScheduleConfig(batch_size=20, steps=1, order="easy_first"))
     assert np.allclose(difficulty[schedule.batches], 0.5)
 
 
 def test_epochs_repeat_the_batches_or_draw_them_anew_from_the_same_prompts() -> None:
     clusters, difficulty = world(n=640)
     same, anew = (make_schedule(clusters, difficulty, ScheduleConfig(
-        batch_size=32, epochs=2, steps=None, fading=0.3, reshuffle_epochs=value)).batches for value in (False, True))
+        batch_size=32, epochs=2, steps=None, reshuffle_epochs=value)).batches for value in (False, True))
     assert (same[:20] == same[20:]).all()
     assert (anew[:20] == same[:20]).all()
     assert (anew[:20] != anew[20:]).any()

@@ -141,7 +141,7 @@ def test_a_workspace_that_cannot_be_is_refused_at_once(saerl: Run, tmp_path: Pat
 def test_fields_list_the_words_that_they_take(saerl: Run) -> None:
     assert "One of: logistic, ridge, mlp, random, none." in " ".join(saerl("fields", "quality.method")[1].split())
     assert json.loads(saerl("fields", "schedule.order", "--json")[1])["schedule.order"]["choices"] == [
-        "easy_first", "hard_first"]
+        "random", "easy_first", "hard_first"]
 
 
 def test_a_manifest_is_known_by_its_id_too(saerl: Run, tmp_path: Path) -> None:

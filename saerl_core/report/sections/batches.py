@@ -73,9 +73,9 @@ def _words(header: Mapping[str, Any], curation: Curation, shaded: bool) -> str:
 
 
 def _order(settings: Mapping[str, Any], shaded: bool) -> str:
-    fading = settings.get("fading", 0)
-    if not shaded or fading == 1:
+    if not shaded or settings.get("order") == "random":
         return "The order within is random."
+    fading = settings.get("fading", 0)
     whole = "The whole set" if settings["clusters_per_batch"] is None else "Each cluster"
     direction = "from hard to easy" if settings.get("order") == "hard_first" else "from easy to hard"
     blended = (f"; ranks are blended with {percent(fading, 0)} of chance, so that one end fades into the other"

@@ -28,7 +28,7 @@ REASONS = {
     "too_easy": "Predicted easier than schedule.min_difficulty. Easiest first.",
     "too_hard": "Predicted harder than schedule.max_difficulty. Hardest first.",
     "not_selected": "Passed over by coverage selection: prompts like it are kept.",
-    "beyond_steps": "More than schedule.steps batches can hold; thinned evenly from easy to hard.",
+    "beyond_steps": "More than schedule.steps batches can hold; every cluster gives its share.",
     "remainder": "Too few to fill one more batch.",
 }
 """Drop reasons in the order in which the stages apply them."""
