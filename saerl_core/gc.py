@@ -64,7 +64,7 @@ def find(workspace: Path) -> Findings:
     if not notes:
         garbage += _unreferenced(workspace, live)
     garbage += _results(workspace, {item.path for item in garbage})
-    garbage += [_garbage(path, "record") for path in sorted((workspace / published.FOLDER).glob("*.json"))
+    garbage += [_garbage(path, "record") for path in sorted((workspace / published.FOLDER).glob("[!.]*.json"))
                 if path.stem not in roots]
     return Findings(tuple(garbage), disk.used_bytes(workspace) - sum(item.bytes for item in garbage), tuple(notes))
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import polars as pl
 
 from saerl_core.artifact import write_file
-from saerl_core.hashing import hash_file
 
 
 def read(store: Path, schema: dict[str, type[pl.DataType]]) -> pl.DataFrame:
@@ -26,11 +26,13 @@ def read(store: Path, schema: dict[str, type[pl.DataType]]) -> pl.DataFrame:
     A damaged segment is removed: what it held will be found out again.
     """
     frames = [pl.DataFrame(schema=schema)]
-    for segment in sorted(store.glob("*.parquet")):
-        if hash_file(segment) != segment.stem:
-            segment.unlink(missing_ok=True)
-            continue
-        frames.append(pl.read_parquet(segment))
+    for segment in sorted(store.glob("[!.]*.parquet")):  # not what another run is writing
+        with suppress(FileNotFoundError):  # another run has found it damaged, too
+            data = segment.read_bytes()
+            if hashlib.sha256(data).hexdigest() == segment.stem:
+                frames.append(pl.read_parquet(data))
+            else:
+                segment.unlink()
     return pl.concat(frames).unique("key", keep="first", maintain_order=True)
 
 

@@ -9,6 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("saerl", deadline=None, derandomize=True)  # a slow machine is no failure, nor is a lot
+settings.load_profile("saerl")
 
 for _name, _value in {
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",

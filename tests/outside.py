@@ -29,3 +29,12 @@ def addresses_heard(processes: Iterable[psutil.Process]) -> set[str]:
             found |= {socket.laddr.ip.removeprefix("::ffff:") for socket in process.net_connections("inet")
                       if socket.status == psutil.CONN_LISTEN}
     return found
+
+
+def words(processes: Iterable[psutil.Process]) -> set[str]:
+    """What stands on the command lines of those that still live."""
+    found: set[str] = set()
+    for process in processes:
+        with suppress(psutil.Error):
+            found |= set(process.cmdline())
+    return found

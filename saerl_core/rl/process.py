@@ -131,9 +131,7 @@ def _read(run_dir: Path) -> ProcessRecord | None:
     """The record of an earlier attempt. One that names anything but a job's own is not believed: it would be ended."""
     try:
         record = ProcessRecord(**json.loads((run_dir / RECORD).read_text(encoding="utf-8")))
-        ray_dir = Path(record.ray_dir)
-        own = (_TOKEN.fullmatch(record.token) and _RAY_DIR.fullmatch(ray_dir.name)
-               and ray_dir.parent in (Path(tempfile.gettempdir()), Path("/tmp")))
+        own = _TOKEN.fullmatch(record.token) and _RAY_DIR.fullmatch(Path(record.ray_dir).name)
     except (OSError, ValueError, TypeError):
         return None
     return record if own else None

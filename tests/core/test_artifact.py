@@ -72,7 +72,7 @@ def test_what_another_machine_or_container_writes_is_left_alone_until_it_is_old(
 
 
 def test_runs_that_mend_the_same_artifact_at_the_same_moment_all_get_a_sound_one(tmp_path: Path) -> None:
-    together = threading.Barrier(4)
+    together = threading.Barrier(4, timeout=60)
 
     def mend() -> ArtifactRef:
         with artifact.staging(tmp_path) as staged:

@@ -71,11 +71,16 @@ def test_what_only_a_deleted_manifest_referred_to_goes_and_no_more(workspace: Pa
 def test_leftovers_of_dead_writers_drafts_and_broken_results_go_and_those_of_the_living_stay(workspace: Path) -> None:
     dead = artifact.temporary_name("x").replace(f"-{os.getpid()}-", "-999999999-")
     (workspace / "artifacts" / dead).mkdir()
-    (workspace / "artifacts" / artifact.temporary_name("y")).mkdir()
+    alive = workspace / "artifacts" / artifact.temporary_name("y")
+    alive.mkdir()
+    (workspace / "published").mkdir(exist_ok=True)
+    being_written = workspace / "published" / artifact.temporary_name("z.json")
+    being_written.write_text("{half")
     (workspace / "runs/draft").mkdir()
     (workspace / "results/stage-9").write_text("{half")
     assert names(gc.remove(workspace), workspace) == {f"artifacts/{dead}", "runs/draft", "results/stage-9"}
-    assert (workspace / "artifacts" / artifact.temporary_name("y")).exists()
+    assert alive.exists()
+    assert being_written.exists()
 
 
 def test_nothing_is_removed_while_a_run_uses_the_workspace(workspace: Path) -> None:

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -42,11 +43,11 @@ def test_a_lock_keeps_other_processes_out_and_is_free_again_when_its_holder_is_k
 
 
 def test_who_waits_is_next_though_the_holder_comes_back_at_once(tmp_path: Path) -> None:
-    path, never, turns = tmp_path / ".lock", threading.Event(), []
+    path, never, turns, one_at_a_time = tmp_path / ".lock", threading.Event(), [], threading.Lock()
 
     def take(who: str, times: int) -> None:
         for _ in range(times):
-            with locks.exclusive(path, given_up=never):
+            with one_at_a_time if who == "many" else nullcontext(), locks.exclusive(path, given_up=never):
                 turns.append(who)
                 time.sleep(0.1)
 
@@ -56,7 +57,7 @@ def test_who_waits_is_next_though_the_holder_comes_back_at_once(tmp_path: Path) 
         runs.append(pool.submit(take, "one", 1))
         for run in runs:
             run.result()
-    assert turns.index("one") < 8
+    assert turns.index("one") < 5
 
 
 def test_who_gives_up_waits_no_longer(tmp_path: Path) -> None:
@@ -69,7 +70,7 @@ def test_who_gives_up_waits_no_longer(tmp_path: Path) -> None:
         waiting = pool.submit(wait)
         given_up.set()
         with pytest.raises(locks.BusyError):
-            waiting.result(timeout=10)
+            waiting.result(timeout=60)
 
 
 def test_runs_share_a_workspace_and_keep_its_remover_out(tmp_path: Path) -> None:

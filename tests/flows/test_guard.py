@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import textwrap
 import time
+from contextlib import suppress
 
 import psutil
 
@@ -45,7 +45,7 @@ def wait_until_gone(processes: list[psutil.Process], seconds: float = 20) -> lis
 
 def test_killing_a_command_ends_its_children_the_stubborn_and_the_nameless_too() -> None:
     process, token = start()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while len(children := carriers(token)) < 4 and time.monotonic() < deadline:
         time.sleep(0.1)
     assert len(children) == 4  # the last has no token, but a parent that has
@@ -58,10 +58,11 @@ def test_a_command_that_ends_by_itself_takes_its_watchdog_with_it() -> None:
     code = "import flows.guard as g; g.guard(); print(g._watchdogs[0].pid)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     pid = int(done.stdout)
-    deadline = time.monotonic() + 10
-    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    deadline = time.monotonic() + 60
+    with suppress(psutil.NoSuchProcess):
+        while psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
 
 
 def test_other_commands_are_left_alone() -> None:
@@ -74,4 +75,4 @@ def test_other_commands_are_left_alone() -> None:
     guard.end_all(other[1])
     other[0].kill()
     other[0].wait()
-    assert os.getpid() not in [process.pid for process in carriers(other[1])]
+    assert wait_until_gone(carriers(other[1])) == []

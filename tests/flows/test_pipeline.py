@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import yaml
 
 from saerl_core.rl.consumed import consumed_batches
 from tests.flows.conftest import make_config, toy_rows, write_rows
-from tests.outside import addresses_heard
+from tests.outside import addresses_heard, words
 
 STEPS = 6
 
@@ -61,10 +62,11 @@ def test_a_run_that_is_killed_goes_on_batch_for_batch_and_a_second_run_trains_no
     first = start(path)
     killed_at = _wait_for_step(tmp_path, 3, first)
     family = psutil.Process(first.pid).children(recursive=True)
-    assert any("raylet" in process.name() for process in family)
+    assert any("raylet" in part for part in words(family))
     assert addresses_heard(family) == {"127.0.0.1"}
     for process in family:  # all at once, as when a machine goes down
-        process.kill()
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
     first.kill()
     first.wait()
 

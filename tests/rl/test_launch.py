@@ -296,6 +296,7 @@ def test_rays_folder_is_short_and_removed(job: VerlJob) -> None:
     command = json.loads((job.run_dir / "job.json").read_text())
     assert command["manifest"] == job.manifest_id
     record = process.new_record()
+    Path(record.ray_dir).mkdir()
     try:
         assert len(record.ray_dir) <= 40
     finally:
