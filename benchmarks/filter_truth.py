@@ -18,7 +18,7 @@ from saerl_core.manifest import verify_manifest
 from saerl_core.probes import spearman
 
 _REASONS = {"dropped_as_bad": ["low_quality", "duplicate", "near_duplicate"], "suspected": ["suspect_answer"],
-            "not_needed": ["too_easy", "too_hard", "not_selected", "remainder", "outside_budget"]}
+            "not_needed": ["too_easy", "too_hard", "not_selected", "beyond_steps", "remainder"]}
 """What a count holds: reasons in a manifest."""
 
 

@@ -18,7 +18,7 @@ from saerl_core.apportion import apportion
 from saerl_core.config import ScheduleConfig
 from saerl_core.errors import ConfigError, DataError
 
-VERSION = 3
+VERSION = 4
 
 ScheduleDropReason = Literal["too_easy", "too_hard", "beyond_steps", "remainder"]
 

@@ -52,6 +52,8 @@ def lead(header: Mapping[str, Any], curation: Curation) -> str:
     mean = batch_difficulty(curation)
     if mean is None:
         return words + " All of them count as equally hard, so the order follows the clusters alone."
+    if part(header, "settings", "schedule").get("order") == "random":
+        return words + f" Their order is random, their mean predicted difficulty {mean.mean():.2f}."
     first_pass = mean[:per_epoch]
     quarter = max(1, per_epoch // 4)
     return words + (f" Mean predicted difficulty goes from {first_pass[:quarter].mean():.2f} in the first quarter "

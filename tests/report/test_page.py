@@ -198,6 +198,8 @@ def test_the_schedule_is_named_in_words(small: Run) -> None:
     assert "in proportion to its size" in with_schedule(small, clusters_per_batch="all", share="proportional")
     assert "blended with 30% of chance" in with_schedule(small, order="easy_first", fading=0.3)
     assert "The order within is random." in with_schedule(small)
+    assert "Their order is random, their mean predicted difficulty" in with_schedule(small)
+    assert "Mean predicted difficulty goes from" in with_schedule(small, order="easy_first")
 
 
 def test_matched_texts_stand_side_by_side_and_the_total_is_said(small: Run) -> None:

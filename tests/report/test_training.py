@@ -20,7 +20,7 @@ def test_a_finished_run() -> None:
     _, curation = world.make(n=1400, k=8)
     text = training_page(metrics, result, batch_difficulty(curation))
     reading = check(text)
-    assert reading.tags.count("svg") == 12
+    assert reading.tags.count("svg") == 11
     words = " ".join(reading.text.split())
     assert "went from 24.2% to 38.1%: +13.9 points (95% interval +12.1 to +15.7)." in words
     assert "Mean predicted difficulty of the batch" in words
@@ -106,7 +106,7 @@ def test_difficulty_is_set_against_the_reward_of_each_prompt() -> None:
     assert f"Rank correlation of predicted difficulty and mean reward: −{-rho:.2f} (−" in words
     assert "the same within a step, mean −0." in words
     assert "difficulty and loss, steps" in words
-    assert reading.tags.count("svg") == 13
+    assert reading.tags.count("svg") == 12
     short = training_markdown(metrics, result, None, seen)
     assert f"| rank correlation, difficulty and reward | −{-rho:.2f} (−" in short
 
