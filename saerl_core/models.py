@@ -149,15 +149,15 @@ def render_all(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[list[dict[s
         try:
             texts: Any = tokenizer.apply_chat_template(list(prompts), tokenize=False, add_generation_prompt=True)
         except TemplateError as error:
-            raise ModelError(refused(tokenizer.name_or_path, error)) from error
+            raise refused(tokenizer.name_or_path, error) from error
         return _ids(tokenizer(texts, add_special_tokens=False))
     return _ids(tokenizer(["\n\n".join(message["content"] for message in messages) for messages in prompts]))
 
 
-def refused(model: str | Path, error: Exception) -> str:
-    """What to say of a chat template that refuses a prompt."""
-    return (f"{model}: its chat template refuses a prompt: {_one_line(error)}; look at the roles of its messages, and "
-            "at data.system")
+def refused(model: str | Path, why: Exception | str) -> ModelError:
+    """The error for a chat template that refuses a prompt."""
+    return ModelError(f"{model}: its chat template refuses a prompt: {_one_line(why)}; look at the roles of its "
+                      "messages, and at data.system")
 
 
 def _ids(encoded: Any) -> list[list[int]]:
@@ -177,6 +177,6 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _one_line(error: BaseException) -> str:
+def _one_line(error: BaseException | str) -> str:
     text = " ".join(str(error).split())
     return text if len(text) <= 200 else text[:197] + "..."

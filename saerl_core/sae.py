@@ -23,7 +23,7 @@ from saerl_core.top_k import Encode, Entries, top_k
 Decode = Callable[[Entries, int], torch.Tensor]
 """(what fires, T) → the reconstruction of h_TD, without ever making the dense [T, S] matrix."""
 
-_CHUNK_ELEMENTS = 1 << 26
+CHUNK_ELEMENTS = 1 << 26
 """Most pre-activations in memory at a time: 256 MiB in float32."""
 
 
@@ -94,8 +94,8 @@ def dense(activations: Callable[[torch.Tensor], torch.Tensor]) -> Encode:
 
 
 def in_chunks(encode: Encode, d_sae: int) -> Encode:
-    """The same entries, with never more than `_CHUNK_ELEMENTS` dense activations in memory."""
-    chunk = max(1, _CHUNK_ELEMENTS // d_sae)
+    """The same entries, with never more than `CHUNK_ELEMENTS` dense activations in memory."""
+    chunk = max(1, CHUNK_ELEMENTS // d_sae)
 
     def chunked(h_TD: torch.Tensor) -> Entries:
         if len(h_TD) <= chunk:

@@ -60,7 +60,7 @@ def _render(folder: Path, prompts: Sequence[list[dict[str, str]]]) -> list[str] 
     tokens = {name: settings[name] for name in ("bos_token", "eos_token") if isinstance(settings.get(name), str)}
 
     def refuse(words: str) -> None:
-        raise ModelError(refused(folder, ValueError(words)))
+        raise refused(folder, words)
 
     sandbox = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
                                             extensions=["jinja2.ext.loopcontrols"])

@@ -14,8 +14,7 @@ from saerl_core.config import ArmConfig, CompareConfig, RunConfig, build_config
 from saerl_core.errors import ConfigError
 
 _UNMIXED = {"schedule.clusters_per_batch": None, "schedule.tail_mix": 0.0}
-_RANDOM = {"schedule.order": "random", "schedule.fading": 0.0, "schedule.stages": 1}
-_SHUFFLED = {**_UNMIXED, **_RANDOM}
+_SHUFFLED = {**_UNMIXED, "schedule.order": "random", "schedule.fading": 0.0, "schedule.stages": 1}
 _UNORDERED = {"difficulty.method": "none", "schedule.max_difficulty": 1.0, "schedule.min_difficulty": 0.0}
 _UNFILTERED = {"quality.method": "none", "quality.suspect_answers": 0.0}
 _UNLABELLED = {"labels.source": "none"}
@@ -134,15 +133,15 @@ def check_arms(config: RunConfig) -> None:
         ConfigError: see `arm_config`; or an arm's `drop_like` is no arm, or says nothing.
     """
     for name, arm in config.compare.arms.items():
-        model = random_filter_of(config.compare, name)
-        if model is not None:
-            arm_fields(config.compare, model)
+        probed = random_filter_of(config.compare, name)
+        if probed is not None:
+            arm_fields(config.compare, probed)
         elif arm.drop_like:
             raise ConfigError(f"compare.arms.{name}.drop_like = {arm.drop_like!r}: this arm drops nothing by lot, or "
                               "says itself how much (quality.drop_share)")
         for seed in seeds_of(config.compare, name):
-            made = arm_config(config, name, seed, 0.0 if random_filter_of(config.compare, name) else None)
-            round_config(made, 0, config.compare.arms[name].rounds, None)
+            made = arm_config(config, name, seed, 0.0 if probed else None)
+            round_config(made, 0, arm.rounds, None)
 
 
 def seeds_of(comparison: CompareConfig, name: str) -> tuple[int, ...]:

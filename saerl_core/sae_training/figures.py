@@ -19,12 +19,10 @@ from saerl_core.config import FeaturesConfig
 from saerl_core.errors import ModelError
 from saerl_core.extract import batch_by_length, extract_tokens, pad, pooled_tokens
 from saerl_core.models import UNREADABLE
-from saerl_core.sae import load_sae
+from saerl_core.sae import CHUNK_ELEMENTS, load_sae
 from saerl_core.sae_training.activations import read_documents
 
 _DOCUMENTS_AT_A_TIME = 64
-_DENSE_ELEMENTS = 1 << 25
-"""Activations of an SAE that are in memory at once, all features of a token at a time."""
 _LOGIT_TOKENS = 2048
 """Tokens whose logits over the whole vocabulary are in memory at once."""
 
@@ -103,7 +101,8 @@ def measure_reconstruction(sae: Any, parts: Iterable[torch.Tensor]) -> Reconstru
     """
     tokens, fired, error, squares = 0, 0.0, 0.0, 0.0
     sum_D, alive_S = torch.zeros(1), torch.zeros(1, dtype=torch.bool)
-    for h_ND in (chunk_ND for part_ND in parts for chunk_ND in part_ND.split(max(1, _DENSE_ELEMENTS // sae.cfg.d_sae))):
+    tokens_at_once = max(1, CHUNK_ELEMENTS // sae.cfg.d_sae)
+    for h_ND in (chunk_ND for part_ND in parts for chunk_ND in part_ND.split(tokens_at_once)):
         h_ND = h_ND.float()
         acts_NS = sae.encode(h_ND)
         fires_NS = acts_NS > 0

@@ -104,6 +104,16 @@ def test_an_artifact_that_is_moved_away_while_it_is_checked_counts_as_missing(
         artifact.verify(ref)
 
 
+def test_two_writes_within_a_tick_of_the_clock_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(artifact, "_TICK_SECONDS", 60.0)
+    file = tmp_path / "file"
+    file.write_text("a")
+    times, before = file.stat().st_mtime_ns, artifact.file_hash(file)
+    file.write_text("b")
+    os.utime(file, ns=(times, times))
+    assert artifact.file_hash(file) != before
+
+
 def test_every_changed_byte_is_found(tmp_path: Path) -> None:
     ref = make(tmp_path)
     for file in sorted(ref.path.iterdir()):

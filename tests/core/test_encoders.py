@@ -38,7 +38,7 @@ def hidden(tiny_reader: Path) -> list[torch.Tensor]:
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sae, "_CHUNK_ELEMENTS", 7 * 96)
+    monkeypatch.setattr(sae, "CHUNK_ELEMENTS", 7 * 96)
 
 
 @pytest.mark.usefixtures("small_chunks")

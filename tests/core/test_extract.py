@@ -116,7 +116,7 @@ def test_encoding_and_decoding_agree_with_sae_lens_however_small_the_chunks(
     theirs = SAE.load_from_disk(str(folder))
     h_TD = torch.randn(50, 32, generator=torch.Generator().manual_seed(1))
     acts_TS = theirs.encode(h_TD)
-    monkeypatch.setattr(sae, "_CHUNK_ELEMENTS", 7 * 96)  # seven tokens at a time
+    monkeypatch.setattr(sae, "CHUNK_ELEMENTS", 7 * 96)  # seven tokens at a time
     seen: list[int] = []
     addmm = torch.addmm
     monkeypatch.setattr(torch, "addmm", lambda bias, h, W: seen.append(len(h)) or addmm(bias, h, W))

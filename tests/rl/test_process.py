@@ -43,7 +43,7 @@ def test_reaping_ends_what_an_earlier_process_started(run_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("planted", [
-    {"ray_dir": "{elsewhere}"}, {"ray_dir": ""}, {"ray_dir": "/tmp/saerl-../x"}, {"token": None}, {"token": ""},
+    {"ray_dir": "{elsewhere}"}, {"ray_dir": ""}, {"ray_dir": "saerl-12345678/../x"}, {"token": None}, {"token": ""},
     {"token": 7}])
 def test_a_record_that_names_what_no_job_has_is_not_believed(run_dir: Path, planted: dict[str, object]) -> None:
     elsewhere = run_dir / "precious"
